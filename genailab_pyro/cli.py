@@ -1,0 +1,344 @@
+"""The command line: ``genailab-pyro demo | fit | resume | evaluate | generate | denoise | check``.
+
+What a command needs is imported when it runs, so that help comes at once.
+"""
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperGroup
+
+from genailab_pyro.__about__ import __version__
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+
+    from genailab_pyro.data.cells import Cells
+    from genailab_pyro.runs import RunResult
+
+PIPE_WIDTH = 120
+INTERRUPTED = 130
+PROVENANCE = "genailab_pyro"
+
+
+class Commands(TyperGroup):
+    """Shows what the library refuses as one message, and what it warns of as one line each."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for category in (UserWarning, RuntimeWarning):
+                warnings.simplefilter("default", category)
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except BrokenPipeError:
+                raise
+            except (ValueError, TypeError, KeyError, OSError, ArithmeticError) as error:
+                if ctx.params["traceback"]:
+                    raise
+                message = error.args[0] if isinstance(error, KeyError) and error.args else error
+                _say_error("error", message)
+                raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Folder = Annotated[Path, typer.Option(help="A new or empty folder for everything that comes out.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No line of progress.")]
+Model = Annotated[Path, typer.Argument(help="A run's folder, or a folder that fit.save has written.")]
+Data = Annotated[Path, typer.Argument(help="An h5ad file with raw counts.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The h5ad file to write.")]
+Levels = Annotated[
+    list[str] | None,
+    typer.Option("--condition", metavar="NAME=LEVEL", help="Level of a condition; may be given several times."),
+]
+Conditions = Annotated[
+    list[str] | None,
+    typer.Option("--condition", metavar="COLUMN", help="Categorical column of obs that the model is told; repeatable."),
+]
+Continuous = Annotated[
+    list[str] | None,
+    typer.Option("--continuous", metavar="COLUMN", help="Numeric column of obs that the model is told; repeatable."),
+]
+Labels = Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of obs with labels, for the report only.")]
+Counts = Annotated[str | None, typer.Option(metavar="LAYER", help="Layer with the raw counts.  [default: X]")]
+SizeFactor = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Column of obs that takes the place of a cell's total counts.")
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"genailab-pyro {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Begin with:\n\ngenailab-pyro demo\n\ngenailab-pyro check cells.h5ad\n\n"
+    "genailab-pyro fit cells.h5ad --condition batch --folder runs/first"
+)
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", envvar="GENAILAB_PYRO_TRACEBACK", help="Show where an error comes from.")
+    ] = False,
+) -> None:
+    """Variational autoencoders for gene-expression counts: fit them, score them, draw from them."""
+
+
+@app.command(epilog="Examples:\n\ngenailab-pyro demo\n\ngenailab-pyro demo --folder /tmp/look --max-epochs 5")
+def demo(
+    folder: Folder = Path("runs/demo"),
+    seed: Seed = 0,
+    max_epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each fit; fewer are a quick look.")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit four models to real blood cells that come with the package, compare them, and write a report.
+
+    It needs no data and no network, and takes a few minutes.
+    """
+    from genailab_pyro.demo import run_demo
+    from genailab_pyro.report.folder import clear_run
+
+    if overwrite:
+        clear_run(folder)
+    result = run_demo(folder, seed=seed, max_epochs=max_epochs, progress=not quiet)
+    _print_scores(result.scores, "Scores on held-out cells, in nats per cell (higher is better)")
+    _print_files(result.folder)
+
+
+@app.command(
+    epilog="Examples:\n\ngenailab-pyro fit cells.h5ad --condition batch --labels cell_type --folder runs/first\n\n"
+    "genailab-pyro fit cells.h5ad --model VAE_ZINB --set training.max_epochs=50 --folder runs/zinb\n\n"
+    "genailab-pyro fit cells.h5ad --set data.preprocess.max_genes=2000 --print-config > config.yaml\n\n"
+    "genailab-pyro fit --config config.yaml --folder runs/second\n\n"
+    "An option comes before the file of --config, and --set before both."
+)
+def fit(
+    data: Annotated[Path | None, typer.Argument(help="An h5ad file with raw counts.", show_default=False)] = None,
+    folder: Annotated[Path | None, typer.Option(help="A new or empty folder for everything that comes out.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of settings, as --print-config shows it.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting of the YAML file; repeatable.")
+    ] = None,
+    condition: Conditions = None,
+    continuous: Continuous = None,
+    labels: Labels = None,
+    counts: Counts = None,
+    size_factor: SizeFactor = None,
+    model: Annotated[
+        str | None, typer.Option(help="CVAE, CVAE_NB, CVAE_ZINB, or without conditions VAE_Gaussian, VAE_NB, VAE_ZINB.")
+    ] = None,
+    estimator: Annotated[str | None, typer.Option(help="pathwise, pathwise-kl, score or score-graph.")] = None,
+    max_epochs: Annotated[int | None, typer.Option(help="Passes over the training cells.")] = None,
+    held_out: Annotated[
+        str | None, typer.Option(metavar="SHARE|COLUMN", help="Share of the cells, or a true/false column of obs.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to train, such as cuda.")] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Show all settings as YAML, and exit.")] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a model to your cells, score it on cells that it never sees, and write a report.
+
+    The folder gets report.html, MODEL_CARD.md, model/, cells.h5ad (latents, expression, split), scores.csv, metrics.csv,
+    config.yaml and figures/. What is not set is as the library has it.
+    """
+    from genailab_pyro.configuration import Configuration, assign, override, read_yaml
+
+    chosen = {
+        "data.path": None if data is None else str(data),
+        "data.conditions": condition,
+        "data.continuous": continuous,
+        "data.labels": labels,
+        "data.counts": counts,
+        "data.size_factor": size_factor,
+        "model.name": model,
+        "estimator.name": estimator,
+        "training.max_epochs": max_epochs,
+        "held_out": None if held_out is None else _held_out(held_out),
+        "seed": seed,
+        "device": device,
+    }
+    content = {} if config is None else read_yaml(config)
+    for key, value in chosen.items():
+        if value is not None:
+            content = assign(content, key, value)
+    for setting in settings or ():
+        _pair(setting, "--set", "training.max_epochs=50")
+    configuration = Configuration.from_mapping(override(content, settings or ()))
+    if print_config:
+        typer.echo(configuration.to_yaml(), nl=False)
+        return
+    if folder is None:
+        raise typer.BadParameter("name a folder for what comes out, such as --folder runs/first")
+    from genailab_pyro.runs import run
+
+    _finish(run(configuration, folder, overwrite=overwrite, progress=not quiet))
+
+
+@app.command(epilog="Example:\n\ngenailab-pyro resume runs/first")
+def resume(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run that was interrupted.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write the outputs of a complete run again.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that was interrupted, as if it had never stopped."""
+    from genailab_pyro.runs import continue_run
+
+    _finish(continue_run(folder, overwrite=overwrite, progress=not quiet))
+
+
+@app.command(
+    epilog="Examples:\n\ngenailab-pyro evaluate runs/first held_out.h5ad\n\n"
+    "genailab-pyro evaluate runs/nb runs/zinb runs/nb/cells.h5ad --only split=held-out --csv scores.csv"
+)
+def evaluate(
+    models: Annotated[list[Path], typer.Argument(help="Folders of runs or of saved fits.")],
+    data: Annotated[Path, typer.Argument(help="An h5ad file with cells that none of the models was trained on.")],
+    only: Annotated[
+        str | None, typer.Option(metavar="COLUMN=LEVEL", help="Score only the cells with this value in obs.")
+    ] = None,
+    particles: Annotated[int, typer.Option(min=1, help="Draws per cell of the importance-weighted bound.")] = 100,
+    seed: Seed = 0,
+    csv: Annotated[Path | None, typer.Option(help="Write the table to this file, too.")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Score models on cells that they never saw: ELBO and log-likelihood, in nats per cell.
+
+    The difference of two models is taken cell by cell, so that it has a much smaller standard error than the scores.
+    """
+    from genailab_pyro.report.files import write_whole
+    from genailab_pyro.runs import check_new, load_model, read_cells, score, select_cells
+
+    if csv is not None:
+        check_new(csv, overwrite=overwrite)
+    names = [path.name for path in models] if len({path.name for path in models}) == len(models) else map(str, models)
+    fits = {name: load_model(path) for name, path in zip(names, models, strict=True)}
+    if len(fits) < len(models):
+        raise typer.BadParameter("each model once; one is named twice")
+    cells = read_cells(data)
+    cells = cells if only is None else select_cells(cells, *_pair(only, "--only", "split=held-out"))
+    if set(cells.obs.get("split", ())) >= {"train", "held-out"}:
+        warnings.warn(
+            "obs['split'] says that some of these cells were trained on; score the others alone with --only "
+            "split=held-out",
+            stacklevel=1,
+        )
+    scores = score(fits, cells, num_particles=particles, seed=seed)
+    _print_scores(scores, f"{cells.n_obs:,} cells, nats per cell: mean ± standard error (higher is better)")
+    if csv is not None:
+        write_whole(csv, scores.to_csv())
+
+
+@app.command(
+    epilog="Examples:\n\ngenailab-pyro generate runs/first 500 -o new.h5ad\n\n"
+    "genailab-pyro generate runs/first 500 -o new.h5ad --condition batch=b1 --seed 1"
+)
+def generate(
+    model: Model,
+    number: Annotated[int, typer.Argument(min=1, help="How many cells.")],
+    output: Output,
+    condition: Levels = None,
+    continuous: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Value of a continuous covariate; may be given several times."),
+    ] = None,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Draw new cells from a model. A condition that is not named is drawn as often as it was in the training cells."""
+    from genailab_pyro.runs import check_new, load_model, write_cells
+
+    check_new(output, overwrite=overwrite)
+    values = {name: _number(text, name) for name, text in _pairs(continuous, "--continuous", "dose=2").items()}
+    levels = _pairs(condition, "--condition", "batch=b1")
+    cells = load_model(model).generate(number, conditions=levels, continuous=values, seed=seed)
+    cells.uns[PROVENANCE] = {"generated_by": str(model), "seed": seed, "version": __version__}
+    write_cells(cells, output)
+    _say(f"{cells.n_obs:,} new cells x {cells.n_vars:,} genes, counts in X: {output}")
+
+
+@app.command(
+    epilog="Examples:\n\ngenailab-pyro denoise runs/first cells.h5ad -o denoised.h5ad\n\n"
+    "genailab-pyro denoise runs/first cells.h5ad -o as_b1.h5ad --condition batch=b1"
+)
+def denoise(
+    model: Model, data: Data, output: Output, condition: Levels = None, seed: Seed = 0, overwrite: Overwrite = False
+) -> None:
+    """Put denoised expression in layers["expression"] and the latent in obsm["X_vae"].
+
+    With --condition, each cell is shown as it would be under that level.
+    """
+    from genailab_pyro.analysis import annotate
+    from genailab_pyro.runs import check_new, load_model, read_cells, write_cells
+
+    check_new(output, overwrite=overwrite)
+    levels = _pairs(condition, "--condition", "batch=b1")
+    fitted = load_model(model)
+    cells = annotate(fitted, read_cells(data), conditions=levels or None, seed=seed)
+    cells.uns[PROVENANCE] = {"denoised_by": str(model), "conditions": levels, "seed": seed, "version": __version__}
+    write_cells(cells, output)
+    _say(
+        f"{cells.n_obs:,} cells x {cells.n_vars:,} genes, layers['expression'] in counts of a cell of "
+        f"{cells.uns['expression_library']:,.0f} counts, obsm['X_vae']: {output}"
+    )
+
+
+@app.command(
+    epilog="Examples:\n\ngenailab-pyro check cells.h5ad\n\n"
+    "genailab-pyro check cells.h5ad --condition batch --labels cell_type\n\n"
+    "genailab-pyro check new_cells.h5ad --model runs/first"
+)
+def check(
+    data: Data,
+    model: Annotated[Path | None, typer.Option(help="A run's folder, or a folder that fit.save has written.")] = None,
+    condition: Conditions = None,
+    continuous: Continuous = None,
+    labels: Labels = None,
+    counts: Counts = None,
+    size_factor: SizeFactor = None,
+) -> None:
+    """Say what a file holds, and whether a model could be fitted to it, or fits it already (--model).
+
+    The exit code is 1 where it does not fit.
+    """
+    from genailab_pyro.data.registration import register
+    from genailab_pyro.runs import load_model, read_cells
+
+    roles = {"conditions": condition or (), "continuous": continuous or (), "labels": labels, "counts": counts}
+    roles["size_factor"] = size_factor
+    if model is not None and any(roles.values()):
+        raise typer.BadParameter("--model knows the columns already; leave the other options out")
+    fitted = None if model is None else load_model(model)
+    adata = read_cells(data)
+    cells = register(adata, **roles) if fitted is None else fitted.bind(adata)
+    _print_cells(adata, cells)
+    if fitted is None:
+        options = [f"--condition {name}" for name in condition or ()] + [f"--continuous {name}" for name in continuous or ()]
+        options += [f"--{n} {v}" for n, v in (("labels", labels), ("counts", counts), ("size-factor", size_factor)) if v]
+        _say(f"The cells can be fitted: genailab-pyro fit {' '.join([str(data), *options])} --folder runs/first")
+    else:
+        _say(f"The cells fit the model in {model}.")

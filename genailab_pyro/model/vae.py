@@ -1,0 +1,385 @@
+"""The variational autoencoder as one Pyro model and guide, and its named declarations.
+
+    x_n ~ likelihood(decoder(z_n, c_n), library_n),    z_n ~ prior(c_n),    for the cells n of a plate,
+
+with the guide ``q(z_n) = encoder(x_n, c_n)``. The model and the guide are callables for Pyro and modules for torch.
+
+References:
+    Kingma, Welling (2014). Auto-encoding variational Bayes. doi:10.48550/arXiv.1312.6114
+    Lopez, Regier, Cole, Jordan, Yosef (2018). Deep generative modeling for single-cell transcriptomics.
+    doi:10.1038/s41592-018-0229-2
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from genailab_pyro.data.cells import Cells
+from genailab_pyro.data.registration import Registration
+from genailab_pyro.model.encoders import Encoder, LatentLibrary, NormalEncoder
+from genailab_pyro.model.likelihoods import (
+    INVERSE_DISPERSIONS,
+    GaussianLikelihood,
+    Likelihood,
+    NegativeBinomialLikelihood,
+    ZeroInflatedNegativeBinomialLikelihood,
+)
+from genailab_pyro.model.priors import Prior, StandardNormal
+from genailab_pyro.nn import MLP, ConditionEncoding, Declared, Embedding, OneHot, Unconditioned, choose
+from genailab_pyro.types import Minibatch
+
+_numbers = itertools.count()
+
+
+class VAE(Declared):
+    """Prior, decoder, likelihood and encoder as one Pyro model/guide pair.
+
+    Attributes:
+        model: The generative program: sites ``"library"`` (where latent), ``"z"`` and ``"x"`` in the plate
+            ``"cells"``. Called with a `Minibatch`; where its counts are None, ``"x"`` is drawn.
+        guide: The variational program: sites ``"library"`` (where latent) and ``"z"``.
+
+    Args:
+        prior: ``prior(condition)``, a distribution of event shape ``[latent]``.
+        decoder: ``decoder(z, condition)``, features of shape ``[*particles, cells, features]``.
+        likelihood: ``likelihood(features, minibatch)``, a distribution of event shape ``[genes]``.
+        encoder: ``encoder(minibatch)``, a distribution of event shape ``[latent]``.
+        condition: Encoding of the conditions that prior and decoder see; None for no conditions.
+        library: Prior and posterior of a latent library; None for the observed one.
+
+    Raises:
+        TypeError: If a part is not a torch module.
+        ValueError: If the decoder expects a condition of another width, or a latent library is declared beside a
+            likelihood that is not over counts.
+
+    Example:
+        >>> vae = VAE(
+        ...     prior=StandardNormal(2),
+        ...     decoder=MLP(2, [8]),
+        ...     likelihood=NegativeBinomialLikelihood(8, 5),
+        ...     encoder=NormalEncoder(5, 2, [8]),
+        ... )
+        >>> zeros = torch.zeros(3, 0)
+        >>> vae.model(Minibatch(None, zeros.long(), zeros, torch.full((3,), 100.0), torch.arange(3), 3)).shape
+        torch.Size([3, 5])
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        encoder: Encoder,
+        *,
+        condition: ConditionEncoding | None = None,
+        library: LatentLibrary | None = None,
+    ) -> None:
+        super().__init__()
+        parts = {"prior": prior, "decoder": decoder, "likelihood": likelihood, "encoder": encoder}
+        for name, part in parts.items():
+            if not isinstance(part, nn.Module):
+                raise TypeError(f"expected {name} to be a torch module, got {type(part).__name__}")
+        self.condition = Unconditioned() if condition is None else condition
+        expected = getattr(decoder, "condition_dim", self.condition.output_dim)
+        if expected != self.condition.output_dim:
+            raise ValueError(
+                f"expected a condition of width {expected}, as the decoder was declared with, got one of width "
+                f"{self.condition.output_dim}; declare both with the same condition"
+            )
+        if library is not None and likelihood.scale != "counts":
+            raise ValueError(
+                f"expected a likelihood over counts beside a latent library, got {type(likelihood).__name__} over "
+                f"{likelihood.scale}, which are normalised by the observed one; leave the library out"
+            )
+        self.prior = prior
+        self.decoder = decoder
+        self.likelihood = likelihood
+        self.encoder = encoder
+        self.library = library
+        self._rename()
+
+    def _rename(self) -> None:
+        # Pyro's store trains only the first of two modules registered under one name.
+        self.name = f"{type(self).__name__.lower()}_{next(_numbers)}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._rename()
+
+    @property
+    def model(self) -> "Model":
+        """The generative program, a module with the parameters of this VAE."""
+        return Model(self)
+
+    @property
+    def guide(self) -> "Guide":
+        """The variational program, a module with the parameters of this VAE."""
+        return Guide(self)
+
+    def register_parts(self, *names: str) -> None:
+        """Show the parameters of some parts to Pyro, under this instance's own name."""
+        for name in names:
+            part = getattr(self, name)
+            if part is not None:
+                pyro.module(f"{self.name}.{name}", part)
+
+    def initialise(self, minibatch: Minibatch) -> None:
+        """Move the likelihood's parameters near the data, from a sample of cells."""
+        self.likelihood.initialise(minibatch)
+
+    def decode(self, z: Tensor, minibatch: Minibatch) -> Tensor:
+        """Features of a latent under the conditions of a minibatch, shape ``[*particles, cells, features]``."""
+        return self.decoder(z, self.condition(minibatch))
+
+
+class Model(nn.Module):
+    """The generative program of a VAE, as a module.
+
+    Args:
+        vae: Whose parameters it shares.
+    """
+
+    max_plate_nesting: ClassVar[int] = 1
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, minibatch: Minibatch) -> Tensor:
+        """Declare the sites of the cells; returns the value of ``"x"``, shape ``[*particles, cells, genes]``."""
+        vae = self.vae
+        vae.register_parts("condition", "prior", "library", "decoder", "likelihood")
+        observed = vae.likelihood.observed(minibatch)  # of the data alone, whatever the latent library is
+        with cells_plate(minibatch):
+            if vae.library is not None:
+                library = pyro.sample("library", vae.library.prior(minibatch))
+                minibatch = minibatch._replace(library=library)
+            condition = vae.condition(minibatch)
+            z = pyro.sample("z", vae.prior(condition))
+            likelihood = vae.likelihood(vae.decoder(z, condition), minibatch)
+            return pyro.sample("x", likelihood, obs=observed)
+
+
+class Guide(nn.Module):
+    """The variational program of a VAE, as a module.
+
+    Args:
+        vae: Whose parameters it shares.
+    """
+
+    max_plate_nesting: ClassVar[int] = 1
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, minibatch: Minibatch) -> Tensor:
+        """Declare the latent sites; returns a draw of ``"z"``, shape ``[*particles, cells, latent]``."""
+        vae = self.vae
+        vae.register_parts("library", "encoder")
+        with cells_plate(minibatch):
+            if vae.library is not None:
+                pyro.sample("library", vae.library.posterior(minibatch))
+            return pyro.sample("z", vae.encoder(minibatch))
+
+
+def cells_plate(minibatch: Minibatch) -> Any:
+    """The plate ``"cells"``: as large as the data set, holding the cells of the minibatch."""
+    return pyro.plate("cells", minibatch.num_cells, subsample=minibatch.index, dim=-1)
+
+
+class _Conditional(VAE):
+    """A VAE declared by its widths: one MLP each way, standard normal prior, normal encoder.
+
+    Args:
+        input_dim: Number of genes.
+        latent_dim: Number of latents.
+        condition_dim: Number of levels of the one categorical condition (0 for none), or an encoding of several.
+        hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
+        dropout: Probability with which an activation is dropped in training.
+        norm: ``"layer"``, ``"batch"`` or ``"none"``.
+        inverse_dispersion: ``"gene"``, ``"gene-condition"`` or ``"gene-cell"``; None for a likelihood that has none.
+        library: A latent library; None for the observed one.
+        size_factor: Whether the library of a minibatch is a size factor.
+    """
+
+    likelihood_class: ClassVar[Callable[..., Likelihood]]
+    default_inverse_dispersion: ClassVar[str | None] = "gene"
+
+    def __init__(
+        self,
+        input_dim: int,
+        latent_dim: int,
+        condition_dim: int | ConditionEncoding,
+        hidden_dims: Sequence[int],
+        *,
+        dropout: float = 0.1,
+        norm: str = "layer",
+        inverse_dispersion: str | None = None,
+        library: LatentLibrary | None = None,
+        size_factor: bool = False,
+    ) -> None:
+        if isinstance(condition_dim, ConditionEncoding):
+            condition = condition_dim
+        else:
+            condition = OneHot([condition_dim] if condition_dim else [])
+        if library is not None and size_factor:
+            raise ValueError("expected a latent library or a size factor, got both; leave one out")
+        decoder = MLP(latent_dim, [*hidden_dims][::-1], condition_dim=condition.output_dim, dropout=dropout, norm=norm)
+        options: dict[str, Any] = {"size_factor": size_factor}
+        form = inverse_dispersion or self.default_inverse_dispersion
+        if form is not None:
+            if self.default_inverse_dispersion is None:
+                raise ValueError(
+                    f"expected no inverse_dispersion for {type(self).__name__}, got {form!r}; leave it out"
+                )
+            theta = choose(INVERSE_DISPERSIONS, form, "inverse_dispersion")
+            levels = condition.levels[0] if condition.levels else 0
+            options["inverse_dispersion"] = theta(decoder.output_dim, input_dim, levels)
+        super().__init__(
+            prior=StandardNormal(latent_dim),
+            decoder=decoder,
+            likelihood=type(self).likelihood_class(decoder.output_dim, input_dim, **options),
+            encoder=NormalEncoder(input_dim, latent_dim, hidden_dims, condition=condition, dropout=dropout, norm=norm),
+            condition=condition,
+            library=library,
+        )
+        self.input_dim = input_dim
+        self.latent_dim = latent_dim
+
+    @classmethod
+    def from_registration(
+        cls,
+        cells: Cells,
+        *,
+        latent_dim: int = 10,
+        hidden_dims: Sequence[int] = (128,),
+        embedding_dim: int | None = None,
+        library: str = "observed",
+        seed: int = 0,
+        **options: Any,
+    ) -> Self:
+        """Declare the VAE with the dimensions of registered cells, and move its output near their mean.
+
+        Args:
+            cells: The cells to be fitted. Their first 4,096 set the output's starting point.
+            latent_dim: Number of latents.
+            hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
+            embedding_dim: Width of a learned vector per condition; None for one-hot conditions.
+            library: ``"observed"``, or ``"latent"`` with a log-normal prior per level of the first condition.
+            seed: Seed of the initial weights; the caller's random state is left as it was.
+            options: ``dropout`` (0.3 below 5,000 cells, 0.1 above, unless given), ``norm`` and
+                ``inverse_dispersion``.
+
+        Raises:
+            TypeError: If something other than `Cells` is given.
+            ValueError: If an option does not fit the registration.
+
+        Example:
+            >>> import genailab_pyro as glp
+            >>> glp.CVAE_NB.from_registration(glp.register(glp.data.pbmc68k())).input_dim
+            765
+        """
+        if not isinstance(cells, Cells):
+            raise TypeError(f"expected cells from glp.register(adata), got {type(cells).__name__}")
+        registration = cells.registration
+        genes = len(registration.genes)
+        # Few cells are soon learned by heart: more dropout scores better on validation cells there.
+        options.setdefault("dropout", 0.3 if len(cells) < 5000 else 0.1)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            if choose({"observed": False, "latent": True}, library, "library"):
+                loc, scale = zip(*cls._library_moments(registration), strict=True)
+                shared = {key: options[key] for key in ("dropout", "norm") if key in options}
+                options["library"] = LatentLibrary(genes, loc, scale, hidden_dims, **shared)
+            vae = cls(
+                input_dim=genes,
+                latent_dim=latent_dim,
+                hidden_dims=hidden_dims,
+                size_factor=registration.size_factor is not None,
+                **cls._condition_of(registration, embedding_dim),
+                **options,
+            )
+        vae.initialise(cells.take(range(min(len(cells), 4096))))
+        return vae
+
+    @classmethod
+    def _condition_of(cls, registration: Registration, embedding_dim: int | None) -> dict[str, Any]:
+        levels = [len(condition.levels) for condition in registration.conditions]
+        continuous = len(registration.continuous)
+        if embedding_dim is None:
+            return {"condition_dim": OneHot(levels, continuous)}
+        return {"condition_dim": Embedding(levels, embedding_dim, continuous)}
+
+    @classmethod
+    def _library_moments(cls, registration: Registration) -> Sequence[tuple[float, float]]:
+        return registration.library.levels or [(registration.library.loc, registration.library.scale)]
+
+
+class CVAE(_Conditional):
+    """Conditional VAE with normal log-normalised values and a learned scale per gene."""
+
+    likelihood_class = GaussianLikelihood
+    default_inverse_dispersion = None
+
+
+class CVAE_NB(_Conditional):
+    """Conditional VAE with negative binomial counts.
+
+    Example:
+        >>> CVAE_NB(input_dim=2000, latent_dim=10, condition_dim=5, hidden_dims=[512, 256]).decoder.output_dim
+        512
+    """
+
+    likelihood_class = NegativeBinomialLikelihood
+
+
+class CVAE_ZINB(_Conditional):
+    """Conditional VAE with zero-inflated negative binomial counts."""
+
+    likelihood_class = ZeroInflatedNegativeBinomialLikelihood
+
+
+class _Unconditional(_Conditional):
+    """A VAE of the same parts that sees no conditions.
+
+    Args:
+        input_dim: Number of genes.
+        latent_dim: Number of latents.
+        hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
+        options: ``dropout``, ``norm``, ``inverse_dispersion``, ``library`` and ``size_factor``.
+    """
+
+    def __init__(self, input_dim: int, latent_dim: int, hidden_dims: Sequence[int], **options: Any) -> None:
+        super().__init__(input_dim, latent_dim, Unconditioned(), hidden_dims, **options)
+
+    @classmethod
+    def _condition_of(cls, registration: Registration, embedding_dim: int | None) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def _library_moments(cls, registration: Registration) -> Sequence[tuple[float, float]]:
+        return [(registration.library.loc, registration.library.scale)]
+
+
+class VAE_Gaussian(_Unconditional):
+    """VAE with normal log-normalised values, blind to conditions."""
+
+    likelihood_class = GaussianLikelihood
+    default_inverse_dispersion = None
+
+
+class VAE_NB(_Unconditional):
+    """VAE with negative binomial counts, blind to conditions."""
+
+    likelihood_class = NegativeBinomialLikelihood
+
+
+class VAE_ZINB(_Unconditional):
+    """VAE with zero-inflated negative binomial counts, blind to conditions."""
+
+    likelihood_class = ZeroInflatedNegativeBinomialLikelihood

@@ -1,0 +1,291 @@
+"""Building blocks of the networks: declared modules, the multilayer perceptron, and the encoding of conditions."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from genailab_pyro.types import Minibatch
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "layer": nn.LayerNorm,
+    "batch": nn.BatchNorm1d,
+    "none": lambda width: nn.Identity(),
+}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}
+
+
+def choose(table: dict[str, Any], name: str, what: str) -> Any:
+    """The entry of a table under a name; a name that is not there is answered with those that are.
+
+    Raises:
+        ValueError: If the table has no such entry.
+    """
+    try:
+        return table[name]
+    except (KeyError, TypeError):
+        known = ", ".join(repr(key) for key in table)
+        raise ValueError(f"expected {what} to be one of {known}, got {name!r}") from None
+
+
+class Declared(nn.Module):
+    """A module that remembers the arguments it was declared with, so that it is saved without a pickle.
+
+    Arguments must be numbers, strings, None, sequences or mappings of these, or other declared modules.
+    """
+
+    _arguments: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keep the arguments as they came; they are read only when the module is saved."""
+        module = super().__new__(cls)
+        module.__dict__["_arguments"] = (args, kwargs)
+        return module
+
+    def declaration(self, _seen: dict[int, int] | None = None) -> dict[str, Any]:
+        """The import path and arguments of this module as plain JSON types; parts shared by two modules stay shared.
+
+        Returns:
+            ``{"class": "package.module:Name", "arguments": {...}, "part": number}``, nested; where the constructor
+            takes ``*arguments``, those that were given by position are under ``"positional"``.
+
+        Raises:
+            TypeError: If an argument cannot be written as JSON, or the class cannot be imported by its name.
+        """
+        seen = {} if _seen is None else _seen
+        if id(self) in seen:
+            return {"shared": seen[id(self)]}
+        seen[id(self)] = number = len(seen)
+        cls = type(self)
+        if "<locals>" in cls.__qualname__:
+            raise TypeError(
+                f"expected a class that can be imported, got {cls.__qualname__}, defined inside a function; "
+                "define it at the top of a module"
+            )
+        bound = inspect.signature(cls.__init__).bind(self, *self._arguments[0], **self._arguments[1])
+        positional, named = _split(bound)
+        written: dict[str, Any] = {"class": f"{cls.__module__}:{cls.__qualname__}"}
+        if positional:
+            written["positional"] = [_written(value, f"an argument of {cls.__name__}", seen) for value in positional]
+        written["arguments"] = {
+            name: _written(value, f"{cls.__name__}({name}=)", seen) for name, value in named.items()
+        }
+        return written | {"part": number}
+
+    @staticmethod
+    def declare(declaration: dict[str, Any], _parts: dict[int, "Declared"] | None = None) -> "Declared":
+        """Build a module from its `declaration`, with weights as its constructor draws them.
+
+        Raises:
+            ValueError: If the declaration is malformed, or names something that is not a declared module.
+        """
+        parts = {} if _parts is None else _parts
+        try:
+            if "shared" in declaration:
+                return parts[declaration["shared"]]
+            module_name, _, qualname = declaration["class"].partition(":")
+            target: Any = import_module(module_name)
+            for attribute in qualname.split("."):
+                target = getattr(target, attribute)
+            positional = [_read(value, parts) for value in declaration.get("positional", ())]
+            arguments = {name: _read(value, parts) for name, value in declaration["arguments"].items()}
+            number = declaration["part"]
+        except (KeyError, TypeError, AttributeError, ImportError) as error:
+            raise ValueError(
+                f"expected the declaration of an importable module, got {declaration.get('class')!r} ({error}); "
+                "if it is a class of your own, put its file on the Python path"
+            ) from error
+        if not (isinstance(target, type) and issubclass(target, Declared)):
+            raise ValueError(f"expected a subclass of genailab_pyro.nn.Declared, got {declaration['class']!r}")
+        module = target(*positional, **arguments)
+        parts[number] = module
+        return module
+
+
+def _split(bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a constructor to be passed by position, itself left out, and those to be passed by name."""
+    kinds = {name: bound.signature.parameters[name].kind for name in bound.arguments}
+    if inspect.Parameter.VAR_POSITIONAL in kinds.values():
+        return bound.args[1:], bound.kwargs
+    named: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        named |= value if kinds[name] is inspect.Parameter.VAR_KEYWORD else {name: value}
+    return (), named
+
+
+def _written(value: Any, where: str, seen: dict[int, int]) -> Any:
+    if isinstance(value, Declared):
+        return value.declaration(seen)
+    if isinstance(value, dict):
+        return {"mapping": {str(key): _written(item, where, seen) for key, item in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_written(item, where, seen) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (Integral, Real)):  # numpy's numbers, which JSON does not know
+        return int(value) if isinstance(value, Integral) else float(value)
+    raise TypeError(
+        f"expected {where} to be a number, a string, a sequence, a mapping or a Declared module so that it can be "
+        f"saved, got {type(value).__name__}; derive it from genailab_pyro.nn.Declared"
+    )
+
+
+def _read(value: Any, parts: dict[int, Declared]) -> Any:
+    if isinstance(value, dict):
+        if "mapping" in value:
+            return {key: _read(item, parts) for key, item in value["mapping"].items()}
+        return Declared.declare(value, parts)
+    if isinstance(value, list):
+        return [_read(item, parts) for item in value]
+    return value
+
+
+class MLP(Declared):
+    """Multilayer perceptron: linear, norm, activation, dropout for each hidden width.
+
+    Without hidden widths it is the identity on ``[input, condition]``: a likelihood's linear head on it then makes
+    a linear decoder with interpretable loadings.
+
+    Args:
+        input_dim: Width of the input.
+        hidden_dims: Widths of the layers; the last is the width of the output.
+        condition_dim: Width of the condition that is put beside the input.
+        dropout: Probability with which an activation is dropped in training.
+        norm: ``"layer"``, ``"batch"`` or ``"none"``.
+        activation: ``"relu"``, ``"gelu"`` or ``"tanh"``.
+
+    Raises:
+        ValueError: If a width is below one, the dropout outside [0, 1), or a name unknown.
+
+    Example:
+        >>> MLP(10, [128])(torch.zeros(3, 10)).shape
+        torch.Size([3, 128])
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dims: Sequence[int],
+        *,
+        condition_dim: int = 0,
+        dropout: float = 0.1,
+        norm: str = "layer",
+        activation: str = "relu",
+    ) -> None:
+        super().__init__()
+        widths = [input_dim + condition_dim, *hidden_dims]
+        if input_dim < 1 or condition_dim < 0 or min(widths) < 1:
+            raise ValueError(
+                f"expected widths of at least one, got input_dim={input_dim}, hidden_dims={list(hidden_dims)}, "
+                f"condition_dim={condition_dim}"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"expected a dropout probability in [0, 1), got {dropout}")
+        self.condition_dim = condition_dim
+        self.output_dim = widths[-1]
+        make_norm, make_activation = choose(NORMS, norm, "norm"), choose(ACTIVATIONS, activation, "activation")
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Linear(before, after), make_norm(after), make_activation(), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(
+        self,
+        inputs: Float[Tensor, "*rows input"],
+        condition: Float[Tensor, "*#rows condition"] | None = None,
+    ) -> Float[Tensor, "*rows output"]:
+        """Map inputs of any leading shape to features; the condition is broadcast over particles."""
+        if self.condition_dim:
+            if condition is None or condition.shape[-1] != self.condition_dim:
+                got = "none" if condition is None else f"one of width {condition.shape[-1]}"
+                raise ValueError(f"expected a condition of width {self.condition_dim}, got {got}")
+            shape = torch.broadcast_shapes(inputs.shape[:-1], condition.shape[:-1])
+            inputs = torch.cat([inputs.expand(*shape, -1), condition.expand(*shape, -1)], dim=-1)
+        # BatchNorm1d knows only [rows, width]; flattening changes nothing for the other layers.
+        rows = self.layers(inputs.reshape(-1, inputs.shape[-1]))
+        return rows.reshape(*inputs.shape[:-1], self.output_dim)
+
+
+class ConditionEncoding(Declared):
+    """Turns the conditions of a minibatch into one vector per cell.
+
+    Attributes:
+        levels: Number of levels of each categorical condition.
+        output_dim: Width of the vector.
+    """
+
+    levels: tuple[int, ...]
+    output_dim: int
+
+    def forward(self, minibatch: Minibatch) -> Float[Tensor, "cells condition"]:
+        """The condition vector of each cell."""
+        if minibatch.conditions.shape[-1] != len(self.levels):
+            raise ValueError(
+                f"expected cells with {len(self.levels)} categorical condition(s), the minibatch has "
+                f"{minibatch.conditions.shape[-1]}; register the cells with the conditions that the model was "
+                "declared with"
+            )
+        return torch.cat([*self.encode(minibatch), minibatch.continuous], dim=-1)
+
+    def encode(self, minibatch: Minibatch) -> list[Float[Tensor, "cells width"]]:
+        """One block of columns for each categorical condition."""
+        raise NotImplementedError
+
+
+class Unconditioned(ConditionEncoding):
+    """No condition: a vector of width zero, whatever the cells' conditions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = ()
+        self.output_dim = 0
+
+    def forward(self, minibatch: Minibatch) -> Float[Tensor, "cells 0"]:
+        """A vector of width zero for each cell."""
+        return minibatch.continuous[:, :0]
+
+
+class OneHot(ConditionEncoding):
+    """Categorical conditions as indicator vectors, continuous covariates as they are.
+
+    Args:
+        levels: Number of levels of each categorical condition.
+        continuous_dim: Number of continuous covariates.
+    """
+
+    def __init__(self, levels: Sequence[int] = (), continuous_dim: int = 0) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        self.output_dim = sum(self.levels) + continuous_dim
+
+    def encode(self, minibatch: Minibatch) -> list[Float[Tensor, "cells width"]]:
+        """Indicator vectors."""
+        dtype = minibatch.library.dtype
+        codes = minibatch.conditions
+        return [nn.functional.one_hot(codes[:, i], n).to(dtype) for i, n in enumerate(self.levels)]
+
+
+class Embedding(ConditionEncoding):
+    """Categorical conditions as learned vectors, continuous covariates as they are.
+
+    Args:
+        levels: Number of levels of each categorical condition.
+        embedding_dim: Width of the vector of each categorical condition.
+        continuous_dim: Number of continuous covariates.
+    """
+
+    def __init__(self, levels: Sequence[int], embedding_dim: int, continuous_dim: int = 0) -> None:
+        super().__init__()
+        self.levels = tuple(levels)
+        self.output_dim = len(self.levels) * embedding_dim + continuous_dim
+        self.tables = nn.ModuleList(nn.Embedding(n, embedding_dim) for n in self.levels)
+
+    def encode(self, minibatch: Minibatch) -> list[Float[Tensor, "cells width"]]:
+        """Rows of the embedding tables."""
+        return [table(minibatch.conditions[:, i]) for i, table in enumerate(self.tables)]

@@ -1,0 +1,20 @@
+"""Figures from arrays and tables; nothing here knows of models or of data classes."""
+
+from genailab_pyro.plots.counts import mean_variance, zero_fraction
+from genailab_pyro.plots.embedding import embedding
+from genailab_pyro.plots.estimates import estimates
+from genailab_pyro.plots.gradients import gradient_scatter, gradient_variances
+from genailab_pyro.plots.latents import kl_per_latent
+from genailab_pyro.plots.training import compare_curves, training_curves
+
+__all__ = [
+    "compare_curves",
+    "embedding",
+    "estimates",
+    "gradient_scatter",
+    "gradient_variances",
+    "kl_per_latent",
+    "mean_variance",
+    "training_curves",
+    "zero_fraction",
+]

@@ -1,0 +1,206 @@
+"""Sections of a report that any fit can fill: training, health, latent space, predictive checks."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from genailab_pyro import plots
+from genailab_pyro.data.cells import Cells
+from genailab_pyro.evaluation import GeneStatistics
+from genailab_pyro.plots.numbers import plus_minus
+from genailab_pyro.report.html import Report
+from genailab_pyro.train.diagnosis import Diagnosis
+from genailab_pyro.train.fitted import Fit
+
+Figures = dict[str, Figure]
+
+
+def data_section(report: Report, training: Cells, held_out: Cells | None, *paragraphs: str) -> Figures:
+    """Which cells there were, and under which conditions."""
+    report.section("Data", *paragraphs)
+    parts = {"training": training} if held_out is None else {"training": training, "held-out": held_out}
+    rows = {
+        name: {
+            "cells": len(cells),
+            "genes": len(cells.registration.genes),
+            "median counts per cell": float(np.median(cells.totals)),
+        }
+        for name, cells in parts.items()
+    }
+    report.table(
+        pd.DataFrame.from_dict(rows, orient="index"), "The cells that were trained on and those that were not."
+    )
+    for position, condition in enumerate(training.registration.conditions):
+        shown = {
+            f"{name} cells": np.bincount(cells.conditions[:, position], minlength=len(condition.levels))
+            for name, cells in parts.items()
+        }
+        table = pd.DataFrame(shown, index=pd.Index(condition.levels, name=condition.name))
+        report.table(table, f"Cells in each level of the condition {condition.name}.")
+    return {}
+
+
+def held_out_section(report: Report, scores: pd.DataFrame, num_cells: int, num_particles: int) -> Figures:
+    """How probable the cells are that a model never saw."""
+    report.section(
+        "Held-out likelihood",
+        f"How probable the model finds the {num_cells:,} cells that it never saw, in nats (units of the natural "
+        "logarithm) per cell; higher is better. The log-likelihood is bounded from below: loosely by the ELBO, which "
+        f"training maximises, and tightly by an importance-weighted bound of {num_particles} draws. The numbers depend "
+        "on the genes and on the depth of the cells: compare them with those of another model on the same cells and "
+        "genes, by 'genailab-pyro evaluate', and with nothing else.",
+    )
+    shown = pd.DataFrame(
+        {
+            title: [plus_minus(*pair) for pair in scores[[name, f"{name}_standard_error"]].to_numpy()]
+            for name, title in {"elbo": "ELBO", "log_likelihood": "log-likelihood"}.items()
+        },
+        index=scores.index,
+    )
+    report.table(shown, "Nats per cell: mean over held-out cells ± its standard error.")
+    return {}
+
+
+def condition_map(report: Report, xy: Float[np.ndarray, "cells 2"], values: pd.Series, *, told: bool = True) -> Figures:
+    """The map of the latent space, coloured by a condition, which the model was told or not."""
+    name = str(values.name)
+    meaning = (
+        f"The model is told {name} beside the latent, so the latent has no need to hold it: colours mix where the same "
+        "kinds of cells occur under each level."
+        if told
+        else f"The model is not told {name}: what differs between its levels shows in the latent."
+    )
+    figure = plots.embedding(xy, values, title=f"Latent space by {name}", name=name)
+    report.figure(
+        figure, f"The same map, coloured by {name}. {meaning}", alt=f"A scatter of cells, coloured by {name}."
+    )
+    return {f"umap_{_file_name(name)}": figure}
+
+
+def depth_map(report: Report, xy: Float[np.ndarray, "cells 2"], cells: Cells) -> Figures:
+    """The map of the latent space, coloured by the depth of the cells, where there is nothing else to colour by."""
+    figure = plots.embedding(
+        xy, np.log10(cells.totals), title="Latent space by total counts", name="log10 of total counts per cell"
+    )
+    report.figure(
+        figure,
+        "UMAP of the latent, coloured by the total counts of each cell. Name a column of labels or a condition to see "
+        "more than the depth.",
+        alt="A scatter of cells, coloured by total counts.",
+    )
+    return {"umap": figure}
+
+
+def training_section(report: Report, name: str, fit: Fit) -> Figures:
+    """How the bound and its two parts moved over the epochs."""
+    report.section(
+        "Training",
+        f"{name} was trained for {len(fit.history)} epochs. The ELBO, the bound that is maximised, is minus the sum of "
+        "two costs: the reconstruction (how badly the counts are explained) and the KL (how far the latents of single "
+        "cells depart from the prior). "
+        + (
+            "Validation cells are not trained on; the weights of the epoch with their highest ELBO are kept."
+            if fit.training.validation_fraction
+            else "There were no validation cells; the weights of the last epoch are kept."
+        ),
+    )
+    figure = fit.plot()
+    report.figure(
+        figure,
+        "ELBO, reconstruction and KL over the epochs, in nats per cell.",
+        alt="Three panels of training and validation curves over epochs.",
+    )
+    return {"training": figure}
+
+
+def health_section(report: Report, diagnosis: Diagnosis) -> Figures:
+    """What the diagnosis found."""
+    report.section("Health of the fit").bullets(diagnosis.verdict)
+    if not len(diagnosis.kl):
+        return {}
+    figure = plots.kl_per_latent(diagnosis.kl, active=diagnosis.active)
+    report.figure(
+        figure,
+        "Mean KL of each latent, in nats: how much it tells about a cell. A latent near zero is not used.",
+        alt="A bar for each latent.",
+    )
+    return {"kl_per_latent": figure}
+
+
+def latent_section(
+    report: Report, xy: Float[np.ndarray, "cells 2"], labels: pd.Series | None, scores: pd.DataFrame | None
+) -> Figures:
+    """A map of the latent space, coloured by labels that the model never saw."""
+    report.section(
+        "Latent space",
+        "Each point is a cell, placed by a UMAP of its latent. Distances between far groups carry little meaning in "
+        "such a map; neighbourhoods do.",
+    )
+    figures = {}
+    if labels is not None:
+        figure = plots.embedding(xy, labels, title="Latent space by label", name=str(labels.name))
+        report.figure(
+            figure,
+            f"UMAP of the latent, coloured by {labels.name}, which the model never saw.",
+            alt="A scatter of cells in which colours form groups.",
+        )
+        figures["umap"] = figure
+    if scores is not None:
+        report.table(
+            scores,
+            "Agreement with the labels: adjusted Rand index and normalised mutual information of k-means with as many "
+            "clusters as labels, and the share of a cell's 15 nearest neighbours that have its label (with what chance "
+            "would give).",
+            formats=".3f",
+        )
+    return figures
+
+
+def predictive_section(report: Report, fits: Mapping[str, Fit], cells: Cells, *, seed: int = 0) -> Figures:
+    """Whether counts drawn from the models look like real ones, gene by gene."""
+    observed = GeneStatistics.of(cells.counts_matrix())
+    drawn = {name: GeneStatistics.of(fit.generate(2000, seed=seed).X) for name, fit in fits.items()}
+    report.section(
+        "Do generated cells look real?",
+        "From each model 2,000 new cells were drawn: a library, a latent from the prior, counts. Genes on the "
+        "diagonal, or on the cloud of real genes, are reproduced.",
+    )
+    moments = plots.mean_variance(
+        (observed.mean, observed.variance), {name: (item.mean, item.variance) for name, item in drawn.items()}
+    )
+    report.figure(
+        moments,
+        "Mean and variance of each gene, in counts, of real and of generated cells; the line is the Poisson law.",
+        alt="Two clouds of genes on logarithmic axes, above the Poisson line.",
+    )
+    zeros = plots.zero_fraction(observed.zero_fraction, {name: item.zero_fraction for name, item in drawn.items()})
+    report.figure(
+        zeros,
+        "Share of cells without a count of the gene: real against generated.",
+        alt="Genes along the diagonal from none to all zeros.",
+    )
+    rows = {
+        name: {
+            "log mean": _correlation(np.log10(observed.mean + 1e-3), np.log10(item.mean + 1e-3)),
+            "log variance": _correlation(np.log10(observed.variance + 1e-3), np.log10(item.variance + 1e-3)),
+            "zero fraction": _correlation(observed.zero_fraction, item.zero_fraction),
+        }
+        for name, item in drawn.items()
+    }
+    report.table(
+        pd.DataFrame.from_dict(rows, orient="index"),
+        "Correlation over genes between real and generated statistics; 1 is perfect.",
+        formats=".3f",
+    )
+    return {"mean_variance": moments, "zero_fraction": zeros}
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.corrcoef(first, second)[0, 1])

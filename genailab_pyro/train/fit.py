@@ -1,0 +1,238 @@
+"""Training by Pyro's stochastic variational inference, and going on with a run that was interrupted."""
+
+import contextlib
+import copy
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyro
+import torch
+
+from genailab_pyro.data.cells import Cells
+from genailab_pyro.estimators import Estimator, get
+from genailab_pyro.model.check import check_pair
+from genailab_pyro.model.penalties import Penalty
+from genailab_pyro.model.vae import VAE
+from genailab_pyro.train.checkpoint import declare_run, read_run, restore_state, save_state
+from genailab_pyro.train.fitted import Fit
+from genailab_pyro.train.objective import NonFiniteLossError, explain
+from genailab_pyro.train.optim import NonFiniteGradientError
+from genailab_pyro.train.progress import ProgressLine
+from genailab_pyro.train.run import Run
+from genailab_pyro.train.settings import Training
+
+Callback = Callable[[int, Mapping[str, float]], None]
+
+
+class TrainingError(ArithmeticError):
+    """A run that was stopped because its loss or its gradient was not finite.
+
+    Attributes:
+        fit: The fit with the last good weights.
+    """
+
+    def __init__(self, message: str, fit: Fit) -> None:
+        super().__init__(message)
+        self.fit = fit
+
+
+def fit(
+    vae: VAE,
+    cells: Cells,
+    estimator: str | Estimator = "pathwise",
+    *,
+    training: Training | None = None,
+    penalties: Sequence[Penalty] = (),
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    run_folder: str | Path | None = None,
+    callback: Callback | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Fit:
+    """Train a copy of a VAE on registered cells by ``pyro.infer.SVI``.
+
+    Cells that will be scored as held-out must not be among them. A share of them (``validation_fraction``) is set
+    aside to choose the epoch whose weights are kept.
+
+    Args:
+        vae: The VAE; it stays as it is, so that several estimators start from the same weights.
+        cells: Registered cells.
+        estimator: A name in ``glp.estimators.table()``, or an `Estimator`.
+        training: The settings; None for the defaults.
+        penalties: Terms added to the loss, in nats per cell; they need a pathwise estimator.
+        seed: Seed of the split, the order of the cells and the draws; the caller's random state is left as it was.
+        device: Where to train and keep the model; None for where it is.
+        run_folder: Where each epoch leaves the state from which `resume` goes on.
+        callback: Called after each epoch with its number (from 1) and its row of the history.
+        progress: Whether to show a line of progress.
+        settings: Fields of `Training` to change, such as ``max_epochs``, ``minibatch_size`` or ``learning_rate``.
+
+    Returns:
+        The fit. After Ctrl-C, the fit so far.
+
+    Raises:
+        PairError: If the model and the guide do not fit together.
+        TrainingError: If the loss or its gradient is NaN or infinite; its ``fit`` holds the last good weights.
+        TypeError, ValueError: If an argument is not what is expected.
+
+    Example:
+        >>> import genailab_pyro as glp
+        >>> cells = glp.register(glp.data.pbmc68k())
+        >>> vae = glp.CVAE_NB.from_registration(cells, hidden_dims=[16])
+        >>> glp.fit(vae, cells, estimator="pathwise", max_epochs=2, progress=False).latent().shape
+        (700, 10)
+    """
+    _check_arguments(vae, cells)
+    chosen = get(estimator)
+    training = Training.from_json({**(training or Training()).to_json(), **settings})
+    seed = operator.index(seed)
+    vae = copy.deepcopy(vae)
+    device = next(vae.parameters()).device if device is None else torch.device(device)
+    with _own_state(seed):
+        run = Run(vae, cells, chosen, training, penalties=penalties, seed=seed, device=device)
+        _check_programs(run)
+        folder = None if run_folder is None else Path(run_folder)
+        if folder is not None:
+            declare_run(folder, run, cells, chosen, penalties)
+        return _train(run, cells, chosen, folder, callback=callback, progress=progress)
+
+
+def resume(
+    folder: str | Path,
+    cells: Cells,
+    *,
+    penalties: Sequence[Penalty] = (),
+    device: str | torch.device = "cpu",
+    callback: Callback | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Go on with the run in a folder as if it had never stopped, to the last bit on the same machine.
+
+    Args:
+        folder: The ``run_folder`` of an interrupted `fit`.
+        cells: The same cells.
+        penalties: The same penalties.
+        device: Where to train and keep the model.
+        callback: Called after each epoch with its number (from 1) and its row of the history.
+        progress: Whether to show a line of progress.
+
+    Returns:
+        The fit. If the run had come to its end, the fit that it gave.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+        TypeError: If something other than `Cells` is given.
+        ValueError: If the cells or the penalties are not those of the run, or the folder is damaged.
+    """
+    folder = Path(folder)
+    if not isinstance(cells, Cells):
+        raise TypeError(f"expected cells from glp.register(adata), got {type(cells).__name__}")
+    declared = read_run(folder, cells, penalties)
+    with _own_state(declared["seed"]):
+        run = Run(
+            declared["vae"],
+            cells,
+            declared["estimator"],
+            declared["training"],
+            penalties=penalties,
+            seed=declared["seed"],
+            device=device,
+        )
+        restore_state(folder, run)
+        return _train(run, cells, declared["estimator"], folder, callback=callback, progress=progress)
+
+
+@contextlib.contextmanager
+def _own_state(seed: int) -> Iterator[None]:
+    # Everything in a run was validated when the cells were registered and the pair checked.
+    with torch.random.fork_rng(), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Encountered NaN")  # TrainingError says more
+            yield
+
+
+def _train(
+    run: Run,
+    cells: Cells,
+    estimator: Estimator,
+    folder: Path | None,
+    *,
+    callback: Callback | None,
+    progress: bool,
+) -> Fit:
+    def fitted(*, interrupted: bool = False) -> Fit:
+        run.finish()
+        return Fit(
+            vae=run.vae,
+            registration=cells.registration,
+            history=pd.DataFrame(run.record.history).astype({"epoch": int}) if run.record.history else pd.DataFrame(),
+            estimator=estimator,
+            training=run.training,
+            seed=run.seed,
+            cells=cells,
+            interrupted=interrupted,
+        )
+
+    good = {name: value.clone() for name, value in run.vae.state_dict().items()}
+    with ProgressLine(run.num_epochs, shown=progress) as line:
+        try:
+            while not run.finished:
+                row = run.epoch()
+                good = {name: value.clone() for name, value in run.vae.state_dict().items()}
+                if folder is not None:
+                    save_state(folder, run)
+                line.update(row)
+                if callback is not None:
+                    with torch.random.fork_rng():  # what it draws does not change the run
+                        callback(run.record.epoch, dict(row))
+        except KeyboardInterrupt:
+            warnings.warn(
+                f"training was interrupted after epoch {run.record.epoch} of {run.num_epochs}; this is the fit so far",
+                stacklevel=3,
+            )
+            return fitted(interrupted=True)
+        except (NonFiniteLossError, NonFiniteGradientError) as error:
+            message = _diagnosis(run, error)
+            run.vae.load_state_dict(good)
+            raise TrainingError(message, fitted(interrupted=True)) from error
+    return fitted()
+
+
+def _diagnosis(run: Run, error: ArithmeticError) -> str:
+    where = explain(run.model, run.guide, run.minibatch, run.vae)
+    minibatch = run.minibatch
+    names = run.train_cells.obs_names[minibatch.index[:5].cpu().numpy()].tolist()
+    return (
+        f"training stopped at step {run.record.step + 1} (epoch {run.record.epoch + 1}): {error}. {where}. The "
+        f"minibatch held {minibatch.size} cells ({', '.join(names)}, ...) with libraries from {minibatch.library.min():g} to "
+        f"{minibatch.library.max():g}. The last good weights are in this error's .fit. What usually helps: a lower "
+        "learning_rate, a lower gradient_clip, norm='layer', a longer warmup, and a look at cells with extreme counts"
+    )
+
+
+def _check_arguments(vae: VAE, cells: Cells) -> None:
+    if not isinstance(vae, VAE):
+        raise TypeError(f"expected a VAE, such as glp.CVAE_NB.from_registration(cells), got {type(vae).__name__}")
+    if not isinstance(cells, Cells):
+        raise TypeError(f"expected cells from glp.register(adata), got {type(cells).__name__}")
+    genes = getattr(vae, "input_dim", None)
+    if genes is not None and genes != len(cells.registration.genes):
+        raise ValueError(
+            f"expected cells with the {genes} genes that the model was declared with (input_dim), got "
+            f"{len(cells.registration.genes)}; declare it by from_registration(cells)"
+        )
+
+
+def _check_programs(run: Run) -> None:
+    size = min(len(run.train_cells), run.training.minibatch_size, 8)
+    minibatch = run.train_cells.take(range(size), device=run.device, dtype=run.dtype)
+    was_training = run.vae.training
+    run.vae.eval()
+    check_pair(run.vae.model, run.vae.guide, minibatch)
+    run.vae.train(was_training)

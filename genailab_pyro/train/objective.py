@@ -1,0 +1,159 @@
+"""The loss of one step: the bound and its penalties, what is reported beside it, and the refusal of a broken one."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from genailab_pyro.estimators import WatchedELBO
+from genailab_pyro.model.penalties import Penalty
+from genailab_pyro.types import Minibatch
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss that is NaN or infinite; no step was taken with it."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The parts of the negative ELBO at beta = 1, in nats per cell.
+
+    Attributes:
+        reconstruction: -E log p(x | z).
+        kl: KL from guide to prior, in closed form where there is one.
+    """
+
+    reconstruction: float
+    kl: float
+
+    @property
+    def elbo(self) -> float:
+        """-(reconstruction + kl)."""
+        return -(self.reconstruction + self.kl)
+
+    @classmethod
+    def of(cls, model_trace: Trace, guide_trace: Trace, num_cells: int, num_particles: int) -> "Terms":
+        """Read them off a pair of traces whose log-probabilities have been computed.
+
+        The annealing weight is not part of them; the plate's factor is.
+        """
+        reconstruction = kl = 0.0
+        for name, site in model_trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            weight = _plate_factor(site) / num_particles
+            if site["is_observed"]:
+                reconstruction -= weight * site["unscaled_log_prob"].detach().sum().item()
+            else:
+                kl += weight * _site_kl(site, guide_trace.nodes[name])
+        return cls(reconstruction / num_cells, kl / num_cells)
+
+
+def _plate_factor(site: dict) -> float:
+    factor = 1.0
+    for frame in site["cond_indep_stack"]:
+        if frame.full_size is not None:
+            factor *= frame.full_size / frame.size
+    return factor
+
+
+def _site_kl(model_site: dict, guide_site: dict) -> float:
+    with torch.no_grad():
+        try:
+            kl = kl_divergence(guide_site["fn"], model_site["fn"])
+        except NotImplementedError:
+            kl = guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"]
+        return kl.sum().item()
+
+
+class Objective:
+    """What ``pyro.infer.SVI`` minimises: the bound of an estimator plus penalties, watched.
+
+    Args:
+        elbo: The bound.
+        penalties: Terms that are added to it, each in nats per cell.
+
+    Attributes:
+        steps: The terms of each step since they were last taken.
+    """
+
+    def __init__(self, elbo: WatchedELBO, penalties: Sequence[Penalty] = ()) -> None:
+        self.elbo = elbo
+        self.penalties = tuple(penalties)
+        self.steps: list[Terms] = []
+        self._traces: list[tuple[Trace, Trace]] = []
+        elbo.watchers.append(lambda model_trace, guide_trace: self._traces.append((model_trace, guide_trace)))
+
+    def loss(self, model: Callable, guide: Callable, minibatch: Minibatch) -> float:
+        """The loss as a number, for ``SVI.evaluate_loss``."""
+        with torch.no_grad():
+            return self._differentiable(model, guide, minibatch).item()
+
+    def loss_and_grads(self, model: Callable, guide: Callable, minibatch: Minibatch) -> float:
+        """The loss as a number; its gradient is left in the parameters.
+
+        Raises:
+            NonFiniteLossError: If it is NaN or infinite.
+        """
+        loss = self._differentiable(model, guide, minibatch)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NonFiniteLossError("the loss is not finite")
+        loss.backward()
+        return value
+
+    def _differentiable(self, model: Callable, guide: Callable, minibatch: Minibatch) -> Tensor:
+        self._traces.clear()
+        loss = self.elbo.differentiable_loss(model, guide, minibatch)
+        particles = self.elbo.num_particles
+        for model_trace, guide_trace in self._traces:
+            self.steps.append(Terms.of(model_trace, guide_trace, minibatch.num_cells, particles))
+            for penalty in self.penalties:
+                term = penalty(minibatch, guide_trace, model_trace)
+                loss = loss + minibatch.num_cells * term / len(self._traces)
+        self._traces.clear()
+        return loss
+
+
+def explain(model: Callable, guide: Callable, minibatch: Minibatch, module: torch.nn.Module) -> str:
+    """Where a pair stops being finite: the first site, value or parameter, in the order of the programs.
+
+    Args:
+        model: The generative program.
+        guide: The variational program.
+        minibatch: The cells on which the loss or its gradient was not finite.
+        module: The VAE, whose parameters and gradients are looked at.
+    """
+    found = []
+    for name, parameter in module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            found.append(f"the parameter {name!r} holds {_count(parameter)} values that are not finite")
+    with torch.no_grad():
+        try:
+            guide_trace = poutine.trace(guide).get_trace(minibatch)
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(minibatch)
+        except (ValueError, RuntimeError) as error:
+            return "; ".join([*found[:3], f"the programs cannot be run again ({str(error).splitlines()[0]})"])
+        for who, trace in (("guide", guide_trace), ("model", model_trace)):
+            for name, site in trace.nodes.items():
+                if site["type"] != "sample":
+                    continue
+                log_prob = site["fn"].log_prob(site["value"])
+                for what, tensor in (("value", site["value"]), ("log-probability", log_prob)):
+                    if not torch.isfinite(tensor).all():
+                        found.append(
+                            f"the {what} of the {who}'s site {name!r} is not finite at {_count(tensor)} places"
+                        )
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+            found.append(f"the gradient of {name!r} is not finite at {_count(parameter.grad)} places")
+    return "; ".join(found[:4]) or "the weights and the log-probabilities of another draw are finite"
+
+
+def _count(tensor: Tensor) -> int:
+    return int((~torch.isfinite(tensor)).sum())
