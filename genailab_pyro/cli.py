@@ -3,28 +3,21 @@
 What a command needs is imported when it runs, so that help comes at once.
 """
 
-import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from genailab_pyro.__about__ import __version__
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from anndata import AnnData
-
-    from genailab_pyro.data.cells import Cells
     from genailab_pyro.runs import RunResult
 
-PIPE_WIDTH = 120
 INTERRUPTED = 130
 PROVENANCE = "genailab_pyro"
 
@@ -79,7 +72,7 @@ Continuous = Annotated[
     typer.Option("--continuous", metavar="COLUMN", help="Numeric column of obs that the model is told; repeatable."),
 ]
 Labels = Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of obs with labels, for the report only.")]
-Counts = Annotated[str | None, typer.Option(metavar="LAYER", help="Layer with the raw counts.  [default: X]")]
+Counts = Annotated[str | None, typer.Option(metavar="LAYER", help="Layer with the raw counts; without it, X.")]
 SizeFactor = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="Column of obs that takes the place of a cell's total counts.")
 ]
@@ -120,12 +113,12 @@ def demo(
     """
     from genailab_pyro.demo import run_demo
     from genailab_pyro.report.folder import clear_run
+    from genailab_pyro.report.terminal import print_result
 
     if overwrite:
         clear_run(folder)
     result = run_demo(folder, seed=seed, max_epochs=max_epochs, progress=not quiet)
-    _print_scores(result.scores, "Scores on held-out cells, in nats per cell (higher is better)")
-    _print_files(result.folder)
+    print_result(result.folder, result.scores.filter(regex="elbo|log_likelihood|difference|active|purity$"))
 
 
 @app.command(
@@ -133,7 +126,7 @@ def demo(
     "genailab-pyro fit cells.h5ad --model VAE_ZINB --set training.max_epochs=50 --folder runs/zinb\n\n"
     "genailab-pyro fit cells.h5ad --set data.preprocess.max_genes=2000 --print-config > config.yaml\n\n"
     "genailab-pyro fit --config config.yaml --folder runs/second\n\n"
-    "An option comes before the file of --config, and --set before both."
+    "The options win over the file of --config, and --set wins over both."
 )
 def fit(
     data: Annotated[Path | None, typer.Argument(help="An h5ad file with raw counts.", show_default=False)] = None,
@@ -163,8 +156,8 @@ def fit(
 ) -> None:
     """Fit a model to your cells, score it on cells that it never sees, and write a report.
 
-    The folder gets report.html, MODEL_CARD.md, model/, cells.h5ad (latents, expression, split), scores.csv, metrics.csv,
-    config.yaml and figures/. What is not set is as the library has it.
+    The folder gets report.html, MODEL_CARD.md, model/, cells.h5ad (latents,
+    expression, split), scores.csv, metrics.csv, config.yaml and figures/.
     """
     from genailab_pyro.configuration import Configuration, assign, override, read_yaml
 
@@ -196,7 +189,7 @@ def fit(
         raise typer.BadParameter("name a folder for what comes out, such as --folder runs/first")
     from genailab_pyro.runs import run
 
-    _finish(run(configuration, folder, overwrite=overwrite, progress=not quiet))
+    _finish(folder, lambda: run(configuration, folder, overwrite=overwrite, progress=not quiet))
 
 
 @app.command(epilog="Example:\n\ngenailab-pyro resume runs/first")
@@ -208,7 +201,7 @@ def resume(
     """Go on with a run that was interrupted, as if it had never stopped."""
     from genailab_pyro.runs import continue_run
 
-    _finish(continue_run(folder, overwrite=overwrite, progress=not quiet))
+    _finish(folder, lambda: continue_run(folder, overwrite=overwrite, progress=not quiet))
 
 
 @app.command(
@@ -228,17 +221,16 @@ def evaluate(
 ) -> None:
     """Score models on cells that they never saw: ELBO and log-likelihood, in nats per cell.
 
-    The difference of two models is taken cell by cell, so that it has a much smaller standard error than the scores.
+    The difference of two models is taken cell by cell: it has a much smaller
+    standard error than the scores themselves.
     """
     from genailab_pyro.report.files import write_whole
-    from genailab_pyro.runs import check_new, load_model, read_cells, score, select_cells
+    from genailab_pyro.report.terminal import print_scores
+    from genailab_pyro.runs import check_new, load_models, read_cells, score, select_cells
 
     if csv is not None:
         check_new(csv, overwrite=overwrite)
-    names = [path.name for path in models] if len({path.name for path in models}) == len(models) else map(str, models)
-    fits = {name: load_model(path) for name, path in zip(names, models, strict=True)}
-    if len(fits) < len(models):
-        raise typer.BadParameter("each model once; one is named twice")
+    fits = load_models(models)
     cells = read_cells(data)
     cells = cells if only is None else select_cells(cells, *_pair(only, "--only", "split=held-out"))
     if set(cells.obs.get("split", ())) >= {"train", "held-out"}:
@@ -248,7 +240,7 @@ def evaluate(
             stacklevel=1,
         )
     scores = score(fits, cells, num_particles=particles, seed=seed)
-    _print_scores(scores, f"{cells.n_obs:,} cells, nats per cell: mean ± standard error (higher is better)")
+    print_scores(scores, f"{cells.n_obs:,} cells")
     if csv is not None:
         write_whole(csv, scores.to_csv())
 
@@ -269,7 +261,11 @@ def generate(
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Draw new cells from a model. A condition that is not named is drawn as often as it was in the training cells."""
+    """Draw new cells from a model.
+
+    A condition that is not named is drawn as often as in the training cells.
+    """
+    from genailab_pyro.report.terminal import say
     from genailab_pyro.runs import check_new, load_model, write_cells
 
     check_new(output, overwrite=overwrite)
@@ -278,7 +274,7 @@ def generate(
     cells = load_model(model).generate(number, conditions=levels, continuous=values, seed=seed)
     cells.uns[PROVENANCE] = {"generated_by": str(model), "seed": seed, "version": __version__}
     write_cells(cells, output)
-    _say(f"{cells.n_obs:,} new cells x {cells.n_vars:,} genes, counts in X: {output}")
+    say(f"{cells.n_obs:,} new cells x {cells.n_vars:,} genes, counts in X: {output}")
 
 
 @app.command(
@@ -293,6 +289,7 @@ def denoise(
     With --condition, each cell is shown as it would be under that level.
     """
     from genailab_pyro.analysis import annotate
+    from genailab_pyro.report.terminal import say
     from genailab_pyro.runs import check_new, load_model, read_cells, write_cells
 
     check_new(output, overwrite=overwrite)
@@ -301,7 +298,7 @@ def denoise(
     cells = annotate(fitted, read_cells(data), conditions=levels or None, seed=seed)
     cells.uns[PROVENANCE] = {"denoised_by": str(model), "conditions": levels, "seed": seed, "version": __version__}
     write_cells(cells, output)
-    _say(
+    say(
         f"{cells.n_obs:,} cells x {cells.n_vars:,} genes, layers['expression'] in counts of a cell of "
         f"{cells.uns['expression_library']:,.0f} counts, obsm['X_vae']: {output}"
     )
@@ -326,19 +323,79 @@ def check(
     The exit code is 1 where it does not fit.
     """
     from genailab_pyro.data.registration import register
+    from genailab_pyro.report.terminal import print_cells, print_columns, say
     from genailab_pyro.runs import load_model, read_cells
 
-    roles = {"conditions": condition or (), "continuous": continuous or (), "labels": labels, "counts": counts}
-    roles["size_factor"] = size_factor
-    if model is not None and any(roles.values()):
+    singles = {"--labels": labels, "--counts": counts, "--size-factor": size_factor}
+    roles = [f"--condition {name}" for name in condition or ()] + [f"--continuous {name}" for name in continuous or ()]
+    roles += [f"{option} {name}" for option, name in singles.items() if name is not None]
+    if model is not None and roles:
         raise typer.BadParameter("--model knows the columns already; leave the other options out")
-    fitted = None if model is None else load_model(model)
+    if model is not None:
+        fitted, adata = load_model(model), read_cells(data)
+        print_cells(adata, fitted.bind(adata))
+        say(f"The cells fit the model in {model}.")
+        return
     adata = read_cells(data)
-    cells = register(adata, **roles) if fitted is None else fitted.bind(adata)
-    _print_cells(adata, cells)
-    if fitted is None:
-        options = [f"--condition {name}" for name in condition or ()] + [f"--continuous {name}" for name in continuous or ()]
-        options += [f"--{n} {v}" for n, v in (("labels", labels), ("counts", counts), ("size-factor", size_factor)) if v]
-        _say(f"The cells can be fitted: genailab-pyro fit {' '.join([str(data), *options])} --folder runs/first")
-    else:
-        _say(f"The cells fit the model in {model}.")
+    print_cells(adata, register(adata, counts, condition or (), continuous or (), labels, size_factor))
+    if not roles:
+        print_columns(adata)
+    say(f"The cells can be fitted: genailab-pyro fit {' '.join([str(data), *roles])} --folder runs/first")
+
+
+def _say_error(kind: str, message: object) -> None:
+    text = " ".join(str(message).split())
+    Console(stderr=True, highlight=False).print(f"[bold red]{kind}:[/] {escape(text)}", soft_wrap=True)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    _say_error("warning", message)
+
+
+def _pair(text: str, option: str, example: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise typer.BadParameter(f"expected NAME=VALUE after {option}, such as {option} {example}, got {text!r}")
+    return name.strip(), value.strip()
+
+
+def _pairs(texts: Sequence[str] | None, option: str, example: str) -> dict[str, str]:
+    pairs = [_pair(text, option, example) for text in texts or ()]
+    if len(dict(pairs)) < len(pairs):
+        raise typer.BadParameter(f"expected each name once after {option}, got {', '.join(texts or ())}")
+    return dict(pairs)
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number for {name}, got {text!r}") from None
+
+
+def _held_out(text: str) -> dict[str, Any]:
+    try:
+        return {"fraction": float(text)}
+    except ValueError:
+        return {"column": text}
+
+
+def _finish(folder: Path, begin: Callable[[], "RunResult"]) -> None:
+    """Tell what a run gave, or, after Ctrl-C, how to go on with it."""
+    from genailab_pyro.report.terminal import print_result
+
+    try:
+        result = begin()
+    except KeyboardInterrupt:
+        if not (folder / "state").is_dir():
+            raise
+        result = None
+    if result is None or result.fit.interrupted:
+        _say_error("interrupted", f"go on with: genailab-pyro resume {folder}")
+        raise typer.Exit(INTERRUPTED)
+    print_result(result.folder, result.scores, () if result.diagnosis is None else result.diagnosis.verdict)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

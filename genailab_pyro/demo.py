@@ -221,7 +221,7 @@ def _report(
             "Best held-out log-likelihood": (bound, "nats per cell"),
             "Best model": best,
             "Neighbours of the same type": (f"{float(agreement['label_purity'][MAIN]):.0%}", MAIN),
-            "Variance, score over pathwise": (f"{ratio:,.0f} x", "latent location, trained model"),
+            "Variance, score over pathwise": (f"{ratio:,.0f}-fold", "latent location, trained model"),
         }
     )
     figures = _held_out_section(report, result)
@@ -252,7 +252,7 @@ def _held_out_section(report: Report, result: DemoResult) -> dict[str, Figure]:
             "seconds of training": scores["seconds"].map("{:.0f}".format),
         }
     )
-    report.table(shown, "Held-out scores in nats per cell, mean +- standard error over cells; best first.")
+    report.table(shown, "Held-out scores in nats per cell, mean ± standard error over cells; best first.")
     figure = plots.compare_curves({name: fitted.history for name, fitted in result.fits.items()})
     report.figure(
         figure,
@@ -262,7 +262,8 @@ def _held_out_section(report: Report, result: DemoResult) -> dict[str, Figure]:
     report.note(
         "The plain score function is expected to train poorly here: its gradient is right on average, but its scatter "
         "drowns it (next section). That score and score-graph come out alike is no accident: they differ in which "
-        "costs they credit to a latent, and with one latent site all costs are downstream of it."
+        "costs they credit to a latent, and with one latent site all costs are downstream of it. (Their curves part "
+        "in the end because rounding differs, and noise amplifies it. Scored are the weights of each curve's peak.)"
     )
     return {"validation_elbo": figure}
 
@@ -309,12 +310,13 @@ def _gradient_section(
     )
     scatter = plots.gradient_scatter(
         {name: _two(draws[name]["latent location"].values) for name in GRADIENTS[:2]},
-        coordinates=("derivative in bias 0 of the location", "derivative in bias 1 of the location"),
+        coordinates=("location 0", "location 1"),
         unit="nats per cell",
     )
     report.figure(
         scatter,
-        "Two coordinates of each drawn gradient. Pathwise draws lie so close that they need a magnified panel.",
+        "Each point is a draw of the gradient, in the biases of the first two latent locations. "
+        "Pathwise draws lie so close that they need a magnified panel.",
         alt="A wide cloud of score-function gradients around a tiny one of pathwise gradients.",
     )
     return {"gradient_variance": bars, "gradient_scatter": scatter}

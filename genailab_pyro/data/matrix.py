@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import h5py
 import numpy as np
@@ -14,8 +14,6 @@ from anndata.io import sparse_dataset
 
 Integers: TypeAlias = npt.NDArray[np.int64]
 Block: TypeAlias = Any  # a numpy array or a scipy matrix: scipy's own classes share no public base
-
-CHUNK_VALUES = 2**22
 
 
 def is_sparse(block: Block) -> bool:
@@ -37,9 +35,15 @@ class CountMatrix:
         columns: Positions in ``stored`` of the genes, in the order in which they are returned; None for all.
         rows: Positions in ``stored`` of the cells; None for all.
 
+    Attributes:
+        place: As above.
+        block_values: Largest number of values, zeros included, in a block.
+
     Raises:
         TypeError: If the matrix is of a kind that is not known.
     """
+
+    block_values: ClassVar[int] = 2**22
 
     def __init__(self, stored: Any, place: str, columns: Integers | None = None, rows: Integers | None = None) -> None:
         self.place = place
@@ -121,7 +125,7 @@ class CountMatrix:
         Yields:
             Positions of the block's cells in ``rows``, and the block with all genes.
         """
-        step = max(1, CHUNK_VALUES // self._stored.shape[1])
+        step = max(1, self.block_values // self._stored.shape[1])
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             yield part, self.rows(rows[part])
@@ -139,7 +143,7 @@ class CountMatrix:
         if self._rows is not None:
             rows = self._rows if rows is None else self._rows[rows]
         forwards = np.argsort(columns)
-        step = max(1, CHUNK_VALUES // self._stored.shape[0])
+        step = max(1, self.block_values // self._stored.shape[0])
         for start in range(0, len(forwards), step):
             genes = forwards[start : start + step]
             block = self._stored[:, columns[genes]]

@@ -32,41 +32,52 @@ from torch.overrides import handle_torch_function, has_torch_function
 from genailab_pyro.distributions.negative_binomial import NegativeBinomial, shared_shape
 
 
-def _zero_derivatives(log_prob: Tensor, gate_logits: Tensor) -> tuple[Tensor, Tensor]:
-    by_gate = -torch.sigmoid(-gate_logits) * torch.sigmoid(gate_logits - log_prob) * torch.expm1(log_prob)
-    return torch.sigmoid(log_prob - gate_logits), by_gate
+def _derivatives(counts: Tensor, log_prob: Tensor, gate_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives with respect to f and the gate's logits, of differentiable operations."""
+    zero, opened = counts == 0, torch.sigmoid(gate_logits)
+    by_log_prob = torch.where(zero, torch.sigmoid(log_prob - gate_logits), 1.0)
+    by_gate = torch.sigmoid(-gate_logits) * torch.sigmoid(gate_logits - log_prob) * torch.expm1(log_prob)
+    return by_log_prob, -torch.where(zero, by_gate, opened)
 
 
-class _ZeroLogProb(torch.autograd.Function):
-    """``log(pi + (1 - pi) exp f)`` from f and the logit of pi; both have the same shape and dtype."""
+class _Inflated(torch.autograd.Function):
+    """The log-probability from counts, f and the logits of the gate; arguments broadcast and share one dtype."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(log_prob: Tensor, gate_logits: Tensor) -> Tensor:
-        return torch.logaddexp(logsigmoid(gate_logits), logsigmoid(-gate_logits) + log_prob)
+    def forward(counts: Tensor, log_prob: Tensor, gate_logits: Tensor) -> Tensor:
+        rest = torch.log1p(torch.exp(-gate_logits.abs()))
+        log_gate = gate_logits.clamp(max=0) - rest
+        positive = log_prob - gate_logits.clamp(min=0) - rest
+        return torch.where(counts == 0, torch.logaddexp(log_gate, positive), positive)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        by_log_prob, by_gate = _zero_derivatives(*ctx.saved_tensors)
-        return gradient * by_log_prob, gradient * by_gate
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
+        _, log_prob, gate_logits = ctx.saved_tensors
+        by_log_prob, by_gate = _derivatives(*ctx.saved_tensors)
+        return (
+            None,
+            (gradient * by_log_prob).sum_to_size(log_prob.shape),
+            (gradient * by_gate).sum_to_size(gate_logits.shape),
+        )
 
     @staticmethod
-    def jvp(ctx: Any, log_prob: Tensor, gate_logits: Tensor) -> Tensor:
-        by_log_prob, by_gate = _zero_derivatives(*ctx.saved_tensors)
+    def jvp(ctx: Any, counts: None, log_prob: Tensor, gate_logits: Tensor) -> Tensor:
+        by_log_prob, by_gate = _derivatives(*ctx.saved_tensors)
         return log_prob * by_log_prob + gate_logits * by_gate
 
 
-def _zero_log_prob(log_prob: Tensor, gate_logits: Tensor) -> Tensor:
-    arguments = (log_prob, gate_logits)
+def _inflated(counts: Tensor, log_prob: Tensor, gate_logits: Tensor) -> Tensor:
+    arguments = (counts, log_prob, gate_logits)
     if has_torch_function(arguments):
-        return handle_torch_function(_zero_log_prob, arguments, *arguments)
-    return _ZeroLogProb.apply(*torch.broadcast_tensors(log_prob, gate_logits.to(log_prob.dtype)))
+        return handle_torch_function(_inflated, arguments, *arguments)
+    return _Inflated.apply(counts, log_prob, gate_logits.to(log_prob.dtype))
 
 
 class ZeroInflatedNegativeBinomial(dist.ZeroInflatedNegativeBinomial):
@@ -148,7 +159,5 @@ class ZeroInflatedNegativeBinomial(dist.ZeroInflatedNegativeBinomial):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-probability of counts in nats, of the broadcast of the batch shape and the value's shape."""
-        if self._validate_args:
-            self._validate_sample(value)
-        counts = self.base_dist.log_prob(value)
-        return torch.where(value == 0, _zero_log_prob(counts, self.gate_logits), logsigmoid(-self.gate_logits) + counts)
+        # The base checks the value, where validation is on.
+        return _inflated(value, self.base_dist.log_prob(value), self.gate_logits)

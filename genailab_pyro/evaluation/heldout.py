@@ -31,7 +31,7 @@ class Estimate:
         return cls(float(values.mean()), float(error))
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} +- {self.standard_error:.2f}"
+        return f"{self.mean:.2f} ± {self.standard_error:.2f}"
 
 
 def compare_models(

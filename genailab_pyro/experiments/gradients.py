@@ -63,12 +63,17 @@ def draw_gradients(
         minibatch: The cells.
         estimator: A name in the table of estimators, or an `Estimator`.
         parameters: Which parameters to look at, by name.
-        num_draws: Number of draws.
+        num_draws: Number of draws, at least two.
         seed: Seed of the draws; the caller's random state is left as it was.
 
     Returns:
         The draws for each parameter, per cell of the minibatch's data set.
+
+    Raises:
+        ValueError: If there are fewer than two draws, or the estimator is unknown.
     """
+    if num_draws < 2:
+        raise ValueError(f"expected at least two draws, whose scatter is asked for, got {num_draws}")
     bound_model, bound_guide, elbo = get(estimator).bind(model, guide)
     loss_of = elbo(bound_model, bound_guide)
     draws: dict[str, list[np.ndarray]] = {name: [] for name in parameters}

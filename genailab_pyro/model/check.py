@@ -75,8 +75,8 @@ def _run(program: Callable, args: tuple, who: str) -> Trace:
         if "Shape mismatch inside plate" not in str(error):
             raise
         raise PairError(
-            f"the {who} has a batch dimension that is not its plate's ({error}); declare the dimensions of one cell as "
-            "its event: dist.Normal(loc, scale).to_event(1)"
+            f"the {who} has a batch dimension that is not its plate's ({str(error).splitlines()[0]}); declare the "
+            "dimensions of one cell as its event: dist.Normal(loc, scale).to_event(1)"
         ) from error
 
 
@@ -119,7 +119,8 @@ def _shapes(who: str, trace: Trace) -> Iterator[str]:
         if stray:
             yield (
                 f"the {who}'s site {name!r} has batch shape {tuple(shape)}, of which dimension {stray[0][0]} (size "
-                f"{stray[0][1]}) is in no plate; add .to_event({len(shape)}), or as many dimensions as one cell has"
+                f"{stray[0][1]}) is in no plate; add .to_event({max(len(shape) - len(dims), 1)}), or as many "
+                "dimensions as one cell has"
             )
 
 
@@ -157,11 +158,13 @@ def _unregistered(traces: dict[str, Trace]) -> Iterator[str]:
     values: list[Any] = [
         site["value"] for trace in traces.values() for site in trace.nodes.values() if site["type"] == "param"
     ]
-    registered = {id(value.unconstrained()) for value in values}
-    for who, trace in traces.items():
-        for name, site in _sites(trace).items():
+    known = {id(value.unconstrained()) for value in values}
+    # The guide comes first: its draws carry its parameters into the model's sites, where they are not at fault.
+    for who in ("guide", "model"):
+        for name, site in _sites(traces[who]).items():
             log_prob = site["fn"].log_prob(site["value"])
-            missing = [leaf for leaf in _leaves(log_prob) if id(leaf) not in registered]
+            missing = [leaf for leaf in _leaves(log_prob) if id(leaf) not in known]
+            known |= {id(leaf) for leaf in missing}
             if missing:
                 shapes = ", ".join(str(tuple(leaf.shape)) for leaf in missing[:3])
                 yield (

@@ -202,7 +202,8 @@ class _Conditional(VAE):
         hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
         dropout: Probability with which an activation is dropped in training.
         norm: ``"layer"``, ``"batch"`` or ``"none"``.
-        inverse_dispersion: ``"gene"``, ``"gene-condition"`` or ``"gene-cell"``; None for a likelihood that has none.
+        inverse_dispersion: ``"gene"``, ``"gene-condition"`` or ``"gene-cell"``; None for ``"gene"``, or for a
+            likelihood that has none.
         library: A latent library; None for the observed one.
         size_factor: Whether the library of a minibatch is a size factor.
     """

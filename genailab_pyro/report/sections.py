@@ -68,8 +68,8 @@ def condition_map(report: Report, xy: Float[np.ndarray, "cells 2"], values: pd.S
     """The map of the latent space, coloured by a condition, which the model was told or not."""
     name = str(values.name)
     meaning = (
-        f"The model is told {name} beside the latent, so the latent has no need to hold it: colours mix where the same "
-        "kinds of cells occur under each level."
+        f"The model is told {name} beside the latent, so the latent has no need to hold it. Where the same kinds of "
+        "cells occur under each level, mixed colours mean that it does not; patches of one colour, that it still does."
         if told
         else f"The model is not told {name}: what differs between its levels shows in the latent."
     )

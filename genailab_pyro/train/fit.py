@@ -210,9 +210,10 @@ def _diagnosis(run: Run, error: ArithmeticError) -> str:
     names = run.train_cells.obs_names[minibatch.index[:5].cpu().numpy()].tolist()
     return (
         f"training stopped at step {run.record.step + 1} (epoch {run.record.epoch + 1}): {error}. {where}. The "
-        f"minibatch held {minibatch.size} cells ({', '.join(names)}, ...) with libraries from {minibatch.library.min():g} to "
-        f"{minibatch.library.max():g}. The last good weights are in this error's .fit. What usually helps: a lower "
-        "learning_rate, a lower gradient_clip, norm='layer', a longer warmup, and a look at cells with extreme counts"
+        f"minibatch held {minibatch.size} cells ({', '.join(names)}, ...) with libraries from "
+        f"{minibatch.library.min():g} to {minibatch.library.max():g}. The last good weights are in this error's .fit. "
+        "What usually helps: a lower learning_rate, a lower gradient_clip, norm='layer', a longer warmup, and a look "
+        "at cells with extreme counts"
     )
 
 

@@ -129,30 +129,35 @@ def explain(model: Callable, guide: Callable, minibatch: Minibatch, module: torc
         minibatch: The cells on which the loss or its gradient was not finite.
         module: The VAE, whose parameters and gradients are looked at.
     """
-    found = []
-    for name, parameter in module.named_parameters():
-        if not torch.isfinite(parameter).all():
-            found.append(f"the parameter {name!r} holds {_count(parameter)} values that are not finite")
-    with torch.no_grad():
-        try:
-            guide_trace = poutine.trace(guide).get_trace(minibatch)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(minibatch)
-        except (ValueError, RuntimeError) as error:
-            return "; ".join([*found[:3], f"the programs cannot be run again ({str(error).splitlines()[0]})"])
-        for who, trace in (("guide", guide_trace), ("model", model_trace)):
-            for name, site in trace.nodes.items():
-                if site["type"] != "sample":
-                    continue
-                log_prob = site["fn"].log_prob(site["value"])
-                for what, tensor in (("value", site["value"]), ("log-probability", log_prob)):
-                    if not torch.isfinite(tensor).all():
-                        found.append(
-                            f"the {what} of the {who}'s site {name!r} is not finite at {_count(tensor)} places"
-                        )
-    for name, parameter in module.named_parameters():
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            found.append(f"the gradient of {name!r} is not finite at {_count(parameter.grad)} places")
+    found = [
+        f"the parameter {name!r} holds {_count(parameter)} values that are not finite"
+        for name, parameter in module.named_parameters()
+        if _count(parameter)
+    ]
+    try:
+        found += _broken_sites(model, guide, minibatch)
+    except (ValueError, RuntimeError) as error:
+        found.append(f"the programs cannot be run again ({str(error).splitlines()[0]})")
+    found += [
+        f"the gradient of {name!r} is not finite at {_count(parameter.grad)} places"
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None and _count(parameter.grad)
+    ]
     return "; ".join(found[:4]) or "the weights and the log-probabilities of another draw are finite"
+
+
+def _broken_sites(model: Callable, guide: Callable, minibatch: Minibatch) -> list[str]:
+    with torch.no_grad():
+        guide_trace = poutine.trace(guide).get_trace(minibatch)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(minibatch)
+        return [
+            f"the {what} of the {who}'s site {name!r} is not finite at {_count(tensor)} places"
+            for who, trace in (("guide", guide_trace), ("model", model_trace))
+            for name, site in trace.nodes.items()
+            if site["type"] == "sample"
+            for what, tensor in (("value", site["value"]), ("log-probability", site["fn"].log_prob(site["value"])))
+            if _count(tensor)
+        ]
 
 
 def _count(tensor: Tensor) -> int:

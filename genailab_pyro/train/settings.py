@@ -14,7 +14,8 @@ class Training:
     """How a model is trained; every field has a value that works from a few hundred to a million cells.
 
     Args:
-        max_epochs: Passes over the training cells; None takes as many as make about 2,000 steps, between 20 and 200.
+        max_epochs: Passes over the training cells; None takes as many as make about 2,000 steps, between 20 and 200
+            (down to 5 for more than 200,000 cells).
         minibatch_size: Cells per step; sizes are evened out, so that no minibatch is a small remainder.
         optimizer: ``"adamw"`` or ``"adam"``, with fused steps.
         learning_rate: Highest learning rate of the schedule.
@@ -81,7 +82,8 @@ class Training:
         """Number of passes over the training cells."""
         if self.max_epochs is not None:
             return self.max_epochs
-        return min(max(round(2000 / self.steps_per_epoch(num_cells)), 20), 200)
+        fewest = min(max(4_000_000 // num_cells, 5), 20)
+        return min(max(round(2000 / self.steps_per_epoch(num_cells)), fewest), 200)
 
     def to_json(self) -> dict[str, Any]:
         """The settings as plain JSON types."""

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from genailab_pyro.data import matrix
+from genailab_pyro.data.matrix import open_counts
 from genailab_pyro.data.registration import register
 
 NUM_CELLS, NUM_GENES = 30, 6
@@ -48,7 +48,7 @@ def logged():
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("chunk", [NUM_GENES * 4, 2**22])
 def test_log_normalised_values_are_recognised(storage, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(matrix, "CHUNK_VALUES", chunk)
+    monkeypatch.setattr(type(register(make()).matrix), "block_values", chunk)
     adata = stored(logged(), storage, tmp_path)
     with pytest.raises(ValueError, match=r"expected integer counts in adata\.X.*looks log1p-normalised"):
         register(adata)
@@ -67,7 +67,7 @@ def test_log_normalised_values_are_recognised(storage, chunk, tmp_path, monkeypa
     ],
 )
 def test_one_bad_value_in_the_last_block_is_named(storage, value, message, tmp_path, monkeypatch):
-    monkeypatch.setattr(matrix, "CHUNK_VALUES", NUM_GENES * 4)
+    monkeypatch.setattr(type(register(make()).matrix), "block_values", NUM_GENES * 4)
     counts = raw_counts()
     counts[-1, 4] = value
     with pytest.raises(ValueError, match=message):
@@ -326,7 +326,7 @@ def test_an_unknown_matrix_type_is_refused():
     adata = make()
     adata._X = Lazy()  # anndata's own setter accepts only what this test must go beyond
     with pytest.raises(TypeError, match=r"a backed matrix in adata\.X, got .*Lazy: load it first.*to_memory"):
-        matrix.open_counts(adata, None)
+        open_counts(adata, None)
 
 
 def test_a_closed_file_is_named(tmp_path):

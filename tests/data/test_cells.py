@@ -8,7 +8,6 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from genailab_pyro.data import matrix
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.registration import register
 
@@ -98,7 +97,7 @@ def test_subsets_of_subsets_keep_their_cells(storage, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*stored by genes:UserWarning")
 def test_sparse_counts_become_dense_only_as_minibatches(storage, tmp_path, monkeypatch):
     adata, largest = stored(storage, tmp_path), []
-    monkeypatch.setattr(matrix, "CHUNK_VALUES", NUM_GENES * 10)
+    monkeypatch.setattr(type(register(make()).matrix), "block_values", NUM_GENES * 10)
 
     def counted(dense):
         def densify(self, *arguments, **options):
@@ -121,7 +120,7 @@ def test_sparse_counts_become_dense_only_as_minibatches(storage, tmp_path, monke
 
 def test_dense_counts_on_disk_are_read_a_block_at_a_time(tmp_path, monkeypatch):
     adata, read = stored("backed dense", tmp_path), []
-    monkeypatch.setattr(matrix, "CHUNK_VALUES", NUM_GENES * 10)
+    monkeypatch.setattr(type(register(make()).matrix), "block_values", NUM_GENES * 10)
     original = h5py.Dataset.__getitem__
 
     def counted(self, *arguments, **options):

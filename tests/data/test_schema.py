@@ -59,6 +59,7 @@ def test_json_holds_plain_types_only():
         (lambda plain: plain["conditions"][0].update(frequencies=["a", 0.5]), "expected numbers in 'freq"),
         (lambda plain: plain["continuous"][0].update(scale=0.0), "deviation above zero"),
         (lambda plain: plain["library"].update(scale=None), "expected numbers in 'scale'"),
+        (lambda plain: plain["library"].update(scale=True), "expected numbers in 'scale'"),
         (lambda plain: plain["library"].update(levels=[[1.0]]), "expected pairs"),
         (lambda plain: plain["library"].update(levels=[[1.0, 1.0]]), "for 2 levels"),
         (lambda plain: plain["library"].update(levels=[[1.0, -1.0], [1.0, 1.0]]), "scale above zero"),

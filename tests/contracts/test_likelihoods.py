@@ -1,0 +1,368 @@
+"""The laws that every likelihood obeys, those of the package and one that a user might write."""
+
+import itertools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI
+from torch import nn
+
+from genailab_pyro import (
+    MLP,
+    VAE,
+    GaussianLikelihood,
+    Likelihood,
+    Minibatch,
+    NegativeBinomialLikelihood,
+    NormalEncoder,
+    StandardNormal,
+    ZeroInflatedNegativeBinomialLikelihood,
+    estimators,
+)
+from genailab_pyro.model.likelihoods import INVERSE_DISPERSIONS
+from genailab_pyro.nn import Declared
+
+FEATURES, GENES, CELLS, LEVELS = 4, 6, 5, 3
+
+
+class PoissonCounts(Likelihood):
+    """Poisson counts, as in the documents' example of an extension."""
+
+    def __init__(self, features, genes):
+        super().__init__()
+        self.log_expression = nn.Linear(features, genes)
+
+    def forward(self, features, minibatch):
+        log_rate = self.log_expression(features).log_softmax(-1) + minibatch.library.log().unsqueeze(-1)
+        return dist.Poisson(log_rate.exp()).to_event(1)
+
+
+def poisson(genes):
+    return PoissonCounts(FEATURES, genes)
+
+
+def gaussian(genes, size_factor=False):
+    return GaussianLikelihood(FEATURES, genes, size_factor=size_factor)
+
+
+def binomial(cls, form, size_factor=False):
+    def build(genes):
+        inverse_dispersion = INVERSE_DISPERSIONS[form](FEATURES, genes, LEVELS)
+        return cls(FEATURES, genes, inverse_dispersion=inverse_dispersion, size_factor=size_factor)
+
+    return build
+
+
+COUNTS = {
+    f"{name}-{form}": binomial(cls, form)
+    for (name, cls), form in itertools.product(
+        {"nb": NegativeBinomialLikelihood, "zinb": ZeroInflatedNegativeBinomialLikelihood}.items(), INVERSE_DISPERSIONS
+    )
+}
+SIZE_FACTORS = {
+    "nb-size-factor": binomial(NegativeBinomialLikelihood, "gene", size_factor=True),
+    "zinb-size-factor": binomial(ZeroInflatedNegativeBinomialLikelihood, "gene", size_factor=True),
+}
+VALUES = {"gaussian": gaussian, "gaussian-size-factor": lambda genes: gaussian(genes, size_factor=True)}
+PROPORTIONS = {**COUNTS, "poisson": poisson}
+ROSTER = {**PROPORTIONS, **SIZE_FACTORS, **VALUES}
+
+
+def over(table):
+    return pytest.mark.parametrize("build", list(table.values()), ids=list(table))
+
+
+def make(build, genes=GENES, *, spread=1.0):
+    """A likelihood with weights of some size, so that every parameter matters."""
+    torch.manual_seed(0)
+    likelihood = build(genes)
+    with torch.no_grad():
+        for parameter in likelihood.parameters():
+            parameter.add_(spread * torch.randn_like(parameter) / 2)
+    return likelihood
+
+
+def cells(counts, library=None, dtype=torch.float32):
+    counts = torch.as_tensor(counts, dtype=dtype)
+    number = len(counts)
+    return Minibatch(
+        counts,
+        (torch.arange(number) % LEVELS)[:, None],
+        torch.zeros(number, 0, dtype=dtype),
+        counts.sum(-1) if library is None else torch.as_tensor(library, dtype=dtype),
+        torch.arange(number),
+        number,
+    )
+
+
+@pytest.fixture
+def minibatch():
+    generator = torch.Generator().manual_seed(1)
+    counts = torch.poisson(torch.full((CELLS, GENES), 4.0), generator=generator)
+    counts[:, 0] += 1
+    return cells(counts)
+
+
+@over(ROSTER)
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3)])
+def test_batch_is_particles_and_cells_and_event_is_genes(build, leading, minibatch):
+    likelihood = make(build)
+    distribution = likelihood(torch.randn(*leading, CELLS, FEATURES), minibatch)
+    assert distribution.batch_shape == (*leading, CELLS)
+    assert distribution.event_shape == (GENES,)
+    assert distribution.log_prob(likelihood.observed(minibatch)).shape == (*leading, CELLS)
+    assert distribution.sample().shape == (*leading, CELLS, GENES)
+    assert distribution.mean.shape == (*leading, CELLS, GENES)
+
+
+@over(ROSTER)
+def test_particles_are_scored_as_if_alone(build, minibatch):
+    likelihood, features = make(build), torch.randn(3, CELLS, FEATURES)
+    together = likelihood(features, minibatch).log_prob(likelihood.observed(minibatch))
+    for particle in range(3):
+        alone = likelihood(features[particle], minibatch).log_prob(likelihood.observed(minibatch))
+        torch.testing.assert_close(together[particle], alone)
+
+
+@over({**COUNTS, **SIZE_FACTORS, "poisson": poisson})
+def test_a_library_for_each_particle_is_broadcast(build, minibatch):
+    likelihood, features = make(build), torch.randn(3, CELLS, FEATURES)
+    library = minibatch.library * torch.tensor([[1.0], [2.0], [3.0]])
+    mean = likelihood(features, minibatch._replace(library=library)).mean
+    expected = likelihood(features, minibatch).mean * torch.tensor([1.0, 2.0, 3.0])[:, None, None]
+    torch.testing.assert_close(mean, expected)
+
+
+@over(ROSTER)
+def test_probabilities_of_all_values_sum_to_one(build):
+    likelihood = make(build, genes=1).double()
+    features = torch.randn(3, FEATURES, dtype=torch.float64)
+    minibatch = cells([[1.0], [4.0], [9.0]], dtype=torch.float64)
+    step = 0.01 if build in VALUES.values() else 1.0
+    start = -100.0 if build in VALUES.values() else 0.0
+    values = torch.arange(start, 3000 * step + 1, step, dtype=torch.float64)[:, None, None]
+    total = likelihood(features, minibatch).log_prob(values).logsumexp(0).exp() * step
+    torch.testing.assert_close(total, torch.ones(3, dtype=torch.float64), rtol=1e-4, atol=0)
+
+
+@over(ROSTER)
+@pytest.mark.parametrize("library", [1.0, 1e6])
+@pytest.mark.parametrize("size", [0.0, 50.0, -50.0])
+def test_the_gradient_is_finite_at_extremes(build, library, size):
+    likelihood = make(build)
+    counts = torch.zeros(CELLS, GENES)
+    counts[:, 0] = library
+    minibatch = cells(counts)
+    features = (size * torch.ones(2, CELLS, FEATURES) + torch.randn(2, CELLS, FEATURES)).requires_grad_()
+    log_prob = likelihood(features, minibatch).log_prob(likelihood.observed(minibatch))
+    assert torch.isfinite(log_prob).all()
+    for gradient in torch.autograd.grad(log_prob.sum(), [features, *likelihood.parameters()]):
+        assert torch.isfinite(gradient).all()
+
+
+@over(ROSTER)
+def test_every_parameter_gets_a_gradient(build, minibatch):
+    likelihood = make(build)
+    features = torch.randn(CELLS, FEATURES)
+    log_prob = likelihood(features, minibatch).log_prob(likelihood.observed(minibatch)).sum()
+    parameters = dict(likelihood.named_parameters())
+    for name, gradient in zip(parameters, torch.autograd.grad(log_prob, [*parameters.values()]), strict=True):
+        assert gradient.abs().max() > 0, name
+
+
+@over(PROPORTIONS)
+def test_expression_sums_to_one_and_does_not_depend_on_the_library(build, minibatch):
+    likelihood, features = make(build), torch.randn(3, CELLS, FEATURES)
+    expression = likelihood.expression(features, minibatch)
+    torch.testing.assert_close(expression.sum(-1), torch.ones(3, CELLS))
+    richer = minibatch._replace(library=7 * minibatch.library)
+    torch.testing.assert_close(likelihood.expression(features, richer), expression)
+
+
+@over({name: build for name, build in {**PROPORTIONS, **SIZE_FACTORS}.items() if not name.startswith("zinb")})
+def test_expression_times_the_library_is_the_mean_count(build, minibatch):
+    likelihood, features = make(build), torch.randn(3, CELLS, FEATURES)
+    expression = likelihood.expression(features, minibatch)
+    torch.testing.assert_close(
+        expression * minibatch.library[:, None], likelihood(features, minibatch).mean, rtol=1e-4, atol=1e-6
+    )
+
+
+@over({name: build for name, build in ROSTER.items() if name.startswith("zinb")})
+def test_expression_of_zero_inflated_counts_is_before_the_extra_zeros(build, minibatch):
+    likelihood, features = make(build), torch.randn(3, CELLS, FEATURES)
+    gate = torch.sigmoid(likelihood.gate_logits(features))
+    before = likelihood.expression(features, minibatch) * minibatch.library[:, None]
+    torch.testing.assert_close((1 - gate) * before, likelihood(features, minibatch).mean, rtol=1e-4, atol=1e-6)
+
+
+@over(ROSTER)
+def test_the_mean_of_draws_is_the_mean(build, minibatch):
+    likelihood = make(build)
+    distribution = likelihood(torch.randn(CELLS, FEATURES), minibatch)
+    draws = distribution.sample((4000,)).double()
+    error = draws.std(0) / len(draws) ** 0.5
+    distance = (draws.mean(0) - distribution.mean).abs() / error.clamp(min=1e-9)
+    often = (draws > 0).sum(0) > 100  # where the normal approximation holds
+    assert often.any()
+    assert distance[often].max() < 5
+    assert ((draws.mean(0) - 2 * distribution.mean).abs() / error)[often].max() > 5
+
+
+@over(ROSTER)
+def test_draws_stand_for_non_negative_whole_counts(build, minibatch):
+    likelihood = make(build)
+    values = likelihood(torch.randn(3, CELLS, FEATURES), minibatch).sample()
+    counts = likelihood.to_counts(values, minibatch)
+    assert counts.shape == values.shape
+    assert (counts >= 0).all()
+    assert torch.equal(counts, counts.round())
+
+
+@over(ROSTER)
+def test_the_counts_of_what_is_observed_are_the_counts(build, minibatch):
+    likelihood = make(build)
+    again = likelihood.to_counts(likelihood.observed(minibatch), minibatch)
+    torch.testing.assert_close(again, minibatch.counts)
+
+
+@over(ROSTER)
+def test_nothing_is_observed_where_counts_are_to_be_drawn(build, minibatch):
+    assert make(build).observed(minibatch._replace(counts=None)) is None
+
+
+@over({**PROPORTIONS, **SIZE_FACTORS})
+def test_counts_are_observed_as_they_are(build, minibatch):
+    likelihood = make(build)
+    assert likelihood.observed(minibatch) is minibatch.counts
+    assert likelihood.scale == "counts"
+
+
+@pytest.mark.parametrize(("size_factor", "target"), [(False, 1e4), (True, 1.0)])
+def test_log_normalised_values_are_observed_by_the_gaussian(size_factor, target, minibatch):
+    likelihood = GaussianLikelihood(FEATURES, GENES, size_factor=size_factor)
+    expected = torch.log1p(target * minibatch.counts / minibatch.library[:, None])
+    torch.testing.assert_close(likelihood.observed(minibatch), expected)
+
+
+def test_gaussians_over_other_values_have_another_scale():
+    scales = {
+        GaussianLikelihood(FEATURES, GENES).scale,
+        GaussianLikelihood(FEATURES, GENES, target=1e6).scale,
+        GaussianLikelihood(FEATURES, GENES, size_factor=True).scale,
+        PoissonCounts(FEATURES, GENES).scale,
+    }
+    assert len(scales) == 4
+    assert "log1p(10000 * counts / library)" in scales
+
+
+def test_expression_of_the_gaussian_is_the_median(minibatch):
+    likelihood = make(gaussian)
+    features = torch.randn(CELLS, FEATURES)
+    median = torch.quantile(likelihood(features, minibatch).sample((20_001,)), 0.5, 0)
+    expected = torch.expm1(median.clamp(min=0)) / 1e4
+    torch.testing.assert_close(likelihood.expression(features, minibatch), expected, rtol=0.05, atol=1e-5)
+
+
+@over(COUNTS | SIZE_FACTORS)
+def test_initialise_moves_the_bias_to_the_shares_of_the_genes(build, minibatch):
+    likelihood = make(build)
+    silent = minibatch._replace(counts=minibatch.counts * (torch.arange(GENES) > 0))
+    likelihood.initialise(silent)
+    shares = likelihood.log_expression.bias.exp() * silent.library.sum()
+    torch.testing.assert_close(shares, silent.counts.sum(0) + 0.5)
+    mean = likelihood(torch.zeros(CELLS, FEATURES), silent).mean
+    assert torch.isfinite(mean).all()
+
+
+def test_initialise_moves_location_and_scale_of_the_gaussian(minibatch):
+    likelihood = make(gaussian)
+    likelihood.initialise(minibatch)
+    values = likelihood.observed(minibatch)
+    distribution = likelihood(torch.zeros(CELLS, FEATURES), minibatch)
+    torch.testing.assert_close(distribution.mean[0], values.mean(0))
+    torch.testing.assert_close(distribution.base_dist.scale[0], values.std(0).clamp(min=0.05) + 0.01)
+
+
+@over(ROSTER)
+def test_initialise_without_counts_leaves_everything(build, minibatch):
+    likelihood = make(build)
+    before = {name: value.clone() for name, value in likelihood.state_dict().items()}
+    likelihood.initialise(minibatch._replace(counts=None))
+    assert all(torch.equal(value, before[name]) for name, value in likelihood.state_dict().items())
+
+
+@pytest.mark.parametrize("build", [build for name, build in COUNTS.items() if name.startswith("zinb")])
+def test_the_gate_begins_at_one_in_twenty_and_stays_bounded(build):
+    likelihood = build(GENES)
+    start = torch.sigmoid(likelihood.gate_logits(torch.randn(CELLS, FEATURES)))
+    assert ((start > 0.04) & (start < 0.06)).all()
+    with torch.no_grad():
+        likelihood.gate.weight.fill_(100.0)
+    far = likelihood.gate_logits(torch.full((CELLS, FEATURES), 50.0))
+    torch.testing.assert_close(far, torch.full_like(far, 10.0))
+
+
+@over(ROSTER)
+def test_double_precision_moves_the_whole_distribution(build, minibatch):
+    likelihood = make(build)
+    features = torch.randn(CELLS, FEATURES)
+    single = likelihood(features, minibatch).log_prob(likelihood.observed(minibatch))
+    likelihood.double()
+    exact = minibatch.to(dtype=torch.float64)
+    double = likelihood(features.double(), exact).log_prob(likelihood.observed(exact))
+    assert double.dtype == torch.float64
+    assert likelihood(features.double(), exact).sample().dtype == torch.float64
+    assert likelihood.expression(features.double(), exact).dtype == torch.float64
+    torch.testing.assert_close(double, single.double(), rtol=1e-4, atol=1e-4)
+
+
+@over(ROSTER)
+def test_a_declaration_gives_the_same_likelihood(build, minibatch):
+    likelihood = make(build)
+    again = Declared.declare(likelihood.declaration())
+    assert type(again) is type(likelihood)
+    again.load_state_dict(likelihood.state_dict())
+    features = torch.randn(CELLS, FEATURES)
+    first, second = (each(features, minibatch) for each in (likelihood, again))
+    observed = likelihood.observed(minibatch)
+    torch.testing.assert_close(again.observed(minibatch), observed)
+    torch.testing.assert_close(second.log_prob(observed), first.log_prob(observed))
+
+
+@over(ROSTER)
+@pytest.mark.parametrize("estimator", list(estimators.table().index))
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_it_trains_with_each_estimator(build, estimator, num_particles, minibatch):
+    torch.manual_seed(0)
+    vae = VAE(StandardNormal(2), MLP(2, [FEATURES]), build(GENES), NormalEncoder(GENES, 2, [8]))
+    vae.initialise(minibatch)
+    before = {name: value.clone() for name, value in vae.named_parameters()}
+    model, guide, elbo = estimators.get(estimator, num_particles=num_particles).bind(vae.model, vae.guide)
+    with pyro.get_param_store().scope():
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
+        losses = torch.tensor([svi.step(minibatch) for _ in range(3)])
+    assert torch.isfinite(losses).all()
+    for name, value in vae.named_parameters():
+        assert torch.isfinite(value).all(), name
+        # The bias of the last layer may be without effect; nothing else may stand still.
+        assert "bias" in name or not torch.equal(value, before[name]), name
+
+
+def test_a_condition_has_an_inverse_dispersion_of_its_own(minibatch):
+    likelihood = make(COUNTS["nb-gene-condition"])
+    features = torch.randn(CELLS, FEATURES)
+    theta = likelihood.log_inverse_dispersion(features, minibatch)
+    torch.testing.assert_close(theta, likelihood.log_inverse_dispersion.log_value[minibatch.conditions[:, 0]])
+    assert not torch.equal(theta[0], theta[1])
+
+
+def test_the_variance_is_the_mean_plus_its_square_over_the_inverse_dispersion(minibatch):
+    for form in INVERSE_DISPERSIONS:
+        likelihood, features = make(COUNTS[f"nb-{form}"]), torch.randn(CELLS, FEATURES)
+        distribution = likelihood(features, minibatch)
+        theta = likelihood.log_inverse_dispersion(features, minibatch).exp()
+        mean = distribution.mean
+        torch.testing.assert_close(distribution.variance, mean + mean**2 / theta)

@@ -1,0 +1,223 @@
+"""Declared modules, the multilayer perceptron, and the encoding of conditions."""
+
+import copy
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from genailab_pyro import MLP, Embedding, Minibatch, OneHot
+from genailab_pyro.nn import ACTIVATIONS, NORMS, Declared, Unconditioned, choose
+
+
+class Part(Declared):
+    """A declared module of plain arguments."""
+
+    def __init__(self, width, *, scale=1.0, options=None):
+        super().__init__()
+        self.width = width
+        self.scale = scale
+        self.options = options
+        self.weight = nn.Parameter(torch.randn(width))
+
+
+class Whole(Declared):
+    """A module of declared modules."""
+
+    def __init__(self, first, second, others=()):
+        super().__init__()
+        self.first = first
+        self.second = second
+        self.others = nn.ModuleList(others)
+
+
+class Passing(Part):
+    """A subclass that passes on whatever it is given."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+def again(module):
+    """The module declared once more, after a journey through JSON."""
+    return Declared.declare(json.loads(json.dumps(module.declaration())))
+
+
+def minibatch(conditions, continuous=None, dtype=torch.float32):
+    conditions = torch.as_tensor(conditions).reshape(len(conditions), -1).long()
+    num_cells = len(conditions)
+    covariates = torch.zeros(num_cells, 0) if continuous is None else torch.as_tensor(continuous)
+    library = torch.ones(num_cells, dtype=dtype)
+    return Minibatch(None, conditions, covariates.to(dtype), library, torch.arange(num_cells), num_cells)
+
+
+class TestDeclared:
+    def test_arguments_survive_the_journey_through_json(self):
+        part = again(Part(3, scale=0.1, options={"a": [1, None, "b"], "c": True}))
+        assert (part.width, part.scale, part.options) == (3, 0.1, {"a": [1, None, "b"], "c": True})
+
+    def test_nested_parts_are_declared_too(self):
+        whole = again(Whole(Part(2), Part(3), others=[Part(4), Part(5)]))
+        widths = [whole.first.width, whole.second.width, *(part.width for part in whole.others)]
+        assert widths == [2, 3, 4, 5]
+
+    def test_a_part_shared_by_two_modules_stays_shared(self):
+        part = Part(2)
+        whole = again(Whole(part, Whole(Part(3), part), others=[part]))
+        assert whole.first is whole.second.second is whole.others[0]
+        assert whole.first is not whole.second.first
+
+    def test_two_equal_parts_stay_two(self):
+        whole = again(Whole(Part(2), Part(2)))
+        assert whole.first is not whole.second
+
+    def test_arguments_given_by_position_to_a_passing_constructor_survive(self):
+        part = again(Passing(3, scale=0.5))
+        assert (type(part), part.width, part.scale) == (Passing, 3, 0.5)
+        assert again(Whole(Passing(3), Passing(width=4))).second.width == 4
+
+    def test_numpy_numbers_are_written_as_plain_ones(self):
+        part = again(Part(np.int64(3), scale=np.float32(0.5)))
+        assert (type(part.width), part.width, type(part.scale), part.scale) == (int, 3, float, 0.5)
+
+    @pytest.mark.parametrize("journey", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+    def test_a_copy_keeps_its_declaration_and_its_weights(self, journey):
+        part = Part(2)
+        whole = Whole(part, part)
+        copied = journey(whole)
+        assert copied.declaration() == whole.declaration()
+        assert copied.first is copied.second is not part
+        torch.testing.assert_close(copied.first.weight, part.weight)
+
+    def test_the_declaration_says_where_the_class_is(self):
+        declaration = MLP(3, [2], dropout=0.2).declaration()
+        assert declaration == {
+            "class": "genailab_pyro.nn:MLP",
+            "arguments": {"input_dim": 3, "hidden_dims": [2], "dropout": 0.2},
+            "part": 0,
+        }
+
+    def test_an_argument_that_cannot_be_written_is_named(self):
+        message = r"expected Part\(options=\).*got Tensor; derive it from"
+        with pytest.raises(TypeError, match=message):
+            Part(2, options={"a": torch.zeros(2)}).declaration()
+
+    def test_a_class_inside_a_function_is_refused(self):
+        class Hidden(Part):
+            pass
+
+        with pytest.raises(TypeError, match="Hidden, defined inside a function; define it at the top"):
+            Hidden(2).declaration()
+
+    @pytest.mark.parametrize(
+        ("declaration", "message"),
+        [
+            ({"class": "no_such_module:Part", "arguments": {}, "part": 0}, "put its file on the Python path"),
+            ({"class": "genailab_pyro.nn:Missing", "arguments": {}, "part": 0}, "got 'genailab_pyro.nn:Missing'"),
+            ({"class": "builtins:dict", "arguments": {}, "part": 0}, "subclass of genailab_pyro.nn.Declared"),
+            ({"class": "torch.nn:Linear", "arguments": {}, "part": 0}, "subclass of genailab_pyro.nn.Declared"),
+            ({"class": "genailab_pyro.nn:MLP", "part": 0}, "got 'genailab_pyro.nn:MLP'"),
+            ({"class": "genailab_pyro.nn:Unconditioned", "arguments": {}}, "'part'"),
+            ({"arguments": {}, "part": 0}, "got None"),
+            ({"shared": 3}, "expected the declaration"),
+        ],
+    )
+    def test_a_malformed_declaration_is_refused(self, declaration, message):
+        with pytest.raises(ValueError, match=message):
+            Declared.declare(declaration)
+
+
+class TestMLP:
+    def test_leading_shape_is_kept_and_the_condition_is_broadcast_over_particles(self):
+        network = MLP(3, [8, 4], condition_dim=2, dropout=0.0)
+        inputs, condition = torch.randn(5, 7, 3), torch.randn(7, 2)
+        features = network(inputs, condition)
+        assert features.shape == (5, 7, 4)
+        for particle in range(5):
+            torch.testing.assert_close(features[particle], network(inputs[particle], condition))
+
+    def test_the_condition_matters(self):
+        network = MLP(3, [8], condition_dim=2, dropout=0.0)
+        inputs = torch.randn(1, 3)
+        assert not torch.equal(network(inputs, torch.zeros(1, 2)), network(inputs, torch.ones(1, 2)))
+
+    def test_without_hidden_widths_it_is_the_identity_beside_the_condition(self):
+        inputs, condition = torch.randn(4, 3), torch.randn(4, 2)
+        torch.testing.assert_close(MLP(3, [])(inputs), inputs)
+        network = MLP(3, [], condition_dim=2)
+        torch.testing.assert_close(network(inputs, condition), torch.cat([inputs, condition], -1))
+        assert network.output_dim == 5
+
+    @pytest.mark.parametrize("norm", list(NORMS))
+    @pytest.mark.parametrize("activation", list(ACTIVATIONS))
+    def test_every_norm_and_activation_takes_particles(self, norm, activation):
+        features = MLP(3, [4], norm=norm, activation=activation)(torch.randn(2, 5, 3))
+        assert features.shape == (2, 5, 4)
+        assert torch.isfinite(features).all()
+
+    def test_dropout_is_there_in_training_only(self):
+        network, inputs = MLP(3, [400], dropout=0.5, norm="none"), torch.ones(1, 3)
+        dropped = (network.train()(inputs) == 0).float().mean() - (network.eval()(inputs) == 0).float().mean()
+        assert 0.1 < dropped < 0.4
+        torch.testing.assert_close(network(inputs), network(inputs))
+
+    @pytest.mark.parametrize(("condition", "got"), [(None, "got none"), (torch.zeros(4, 3), "got one of width 3")])
+    def test_a_condition_that_does_not_fit_is_refused(self, condition, got):
+        with pytest.raises(ValueError, match=f"expected a condition of width 2, {got}"):
+            MLP(3, [4], condition_dim=2)(torch.zeros(4, 3), condition)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"input_dim": 0, "hidden_dims": [4]}, "widths of at least one, got input_dim=0"),
+            ({"input_dim": 0, "hidden_dims": [4], "condition_dim": 3}, "widths of at least one"),
+            ({"input_dim": 3, "hidden_dims": [4, 0]}, r"hidden_dims=\[4, 0\]"),
+            ({"input_dim": 3, "hidden_dims": [], "condition_dim": -1}, "condition_dim=-1"),
+            ({"input_dim": 3, "hidden_dims": [4], "dropout": 1.0}, r"in \[0, 1\), got 1.0"),
+            ({"input_dim": 3, "hidden_dims": [4], "norm": "group"}, "'layer', 'batch', 'none', got 'group'"),
+            ({"input_dim": 3, "hidden_dims": [], "activation": "elu"}, "'relu', 'gelu', 'tanh', got 'elu'"),
+        ],
+    )
+    def test_what_cannot_work_is_refused_at_once(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            MLP(**arguments)
+
+
+class TestConditions:
+    def test_one_hot_puts_indicators_and_covariates_side_by_side(self):
+        encoding = OneHot([2, 3], continuous_dim=1)
+        vectors = encoding(minibatch([[0, 2], [1, 0]], [[0.5], [-1.0]]))
+        expected = torch.tensor([[1, 0, 0, 0, 1, 0.5], [0, 1, 1, 0, 0, -1.0]])
+        torch.testing.assert_close(vectors, expected)
+        assert encoding.output_dim == 6
+
+    def test_embedding_looks_up_a_vector_per_level(self):
+        encoding = Embedding([2, 3], 4, continuous_dim=1)
+        vectors = encoding(minibatch([[0, 2], [1, 0]], [[0.5], [-1.0]]))
+        assert vectors.shape == (2, encoding.output_dim) == (2, 9)
+        torch.testing.assert_close(vectors[0, :4], encoding.tables[0].weight[0])
+        torch.testing.assert_close(vectors[0, 4:8], encoding.tables[1].weight[2])
+        torch.testing.assert_close(vectors[:, 8], torch.tensor([0.5, -1.0]))
+
+    def test_no_condition_has_width_zero_whatever_the_cells_have(self):
+        assert Unconditioned()(minibatch([[0, 2], [1, 0]], [[0.5], [-1.0]])).shape == (2, 0)
+        assert OneHot()(minibatch([[], []])).shape == (2, 0)
+
+    @pytest.mark.parametrize("encoding", [OneHot([2]), Embedding([2], 3).double(), Unconditioned()])
+    def test_vectors_have_the_precision_of_the_minibatch(self, encoding):
+        assert encoding(minibatch([[0], [1]], dtype=torch.float64)).dtype == torch.float64
+
+    @pytest.mark.parametrize("encoding", [OneHot([2, 3]), Embedding([2, 3], 4)])
+    def test_cells_with_another_number_of_conditions_are_refused(self, encoding):
+        message = r"expected cells with 2 categorical condition\(s\), the minibatch has 1; register the cells"
+        with pytest.raises(ValueError, match=message):
+            encoding(minibatch([[0], [1]]))
+
+
+@pytest.mark.parametrize("name", ["layr", None, ["layer"]])
+def test_a_name_that_is_not_in_a_table_is_answered_with_those_that_are(name):
+    with pytest.raises(ValueError, match="expected norm to be one of 'layer', 'batch', 'none', got"):
+        choose(NORMS, name, "norm")
