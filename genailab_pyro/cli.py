@@ -3,10 +3,11 @@
 What a command needs is imported when it runs, so that help comes at once.
 """
 
+import shlex
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,11 +16,7 @@ from typer.core import TyperGroup
 
 from genailab_pyro.__about__ import __version__
 
-if TYPE_CHECKING:
-    from genailab_pyro.runs import RunResult
-
 INTERRUPTED = 130
-PROVENANCE = "genailab_pyro"
 
 
 class Commands(TyperGroup):
@@ -34,14 +31,19 @@ class Commands(TyperGroup):
             warnings.showwarning = _show_warning
             try:
                 return super().invoke(ctx)
-            except BrokenPipeError:
-                raise
             except (ValueError, TypeError, KeyError, OSError, ArithmeticError) as error:
-                if ctx.params["traceback"]:
+                if ctx.params["traceback"] or isinstance(error, BrokenPipeError):
                     raise
-                message = error.args[0] if isinstance(error, KeyError) and error.args else error
-                _say_error("error", message)
+                _say_error("error", _sentence(error))
                 raise typer.Exit(1) from None
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if " " in text:
+        return text
+    # Not what the library says to people: a name alone tells nothing.
+    return f"{type(error).__name__}: {text}; genailab-pyro --traceback COMMAND shows where it comes from"
 
 
 app = typer.Typer(
@@ -233,11 +235,9 @@ def evaluate(
     fits = load_models(models)
     cells = read_cells(data)
     cells = cells if only is None else select_cells(cells, *_pair(only, "--only", "split=held-out"))
-    if set(cells.obs.get("split", ())) >= {"train", "held-out"}:
-        warnings.warn(
-            "obs['split'] says that some of these cells were trained on; score the others alone with --only "
-            "split=held-out",
-            stacklevel=1,
+    if "train" in set(cells.obs.get("split", ())):
+        _say_error(
+            "warning", "obs['split'] says that some cells were trained on; leave them out: --only split=held-out"
         )
     scores = score(fits, cells, num_particles=particles, seed=seed)
     print_scores(scores, f"{cells.n_obs:,} cells")
@@ -272,7 +272,7 @@ def generate(
     values = {name: _number(text, name) for name, text in _pairs(continuous, "--continuous", "dose=2").items()}
     levels = _pairs(condition, "--condition", "batch=b1")
     cells = load_model(model).generate(number, conditions=levels, continuous=values, seed=seed)
-    cells.uns[PROVENANCE] = {"generated_by": str(model), "seed": seed, "version": __version__}
+    cells.uns["genailab_pyro"] = {"generated_by": str(model), "seed": seed, "version": __version__}
     write_cells(cells, output)
     say(f"{cells.n_obs:,} new cells x {cells.n_vars:,} genes, counts in X: {output}")
 
@@ -296,7 +296,7 @@ def denoise(
     levels = _pairs(condition, "--condition", "batch=b1")
     fitted = load_model(model)
     cells = annotate(fitted, read_cells(data), conditions=levels or None, seed=seed)
-    cells.uns[PROVENANCE] = {"denoised_by": str(model), "conditions": levels, "seed": seed, "version": __version__}
+    cells.uns["genailab_pyro"] = {"denoised_by": str(model), "conditions": levels, "seed": seed, "version": __version__}
     write_cells(cells, output)
     say(
         f"{cells.n_obs:,} cells x {cells.n_vars:,} genes, layers['expression'] in counts of a cell of "
@@ -326,9 +326,9 @@ def check(
     from genailab_pyro.report.terminal import print_cells, print_columns, say
     from genailab_pyro.runs import load_model, read_cells
 
-    singles = {"--labels": labels, "--counts": counts, "--size-factor": size_factor}
-    roles = [f"--condition {name}" for name in condition or ()] + [f"--continuous {name}" for name in continuous or ()]
-    roles += [f"{option} {name}" for option, name in singles.items() if name is not None]
+    columns: dict[str, Any] = {"--condition": condition, "--continuous": continuous, "--labels": labels and [labels]}
+    columns |= {"--counts": counts and [counts], "--size-factor": size_factor and [size_factor]}
+    roles = [word for option, names in columns.items() for name in names or () for word in (option, name)]
     if model is not None and roles:
         raise typer.BadParameter("--model knows the columns already; leave the other options out")
     if model is not None:
@@ -340,7 +340,7 @@ def check(
     print_cells(adata, register(adata, counts, condition or (), continuous or (), labels, size_factor))
     if not roles:
         print_columns(adata)
-    say(f"The cells can be fitted: genailab-pyro fit {' '.join([str(data), *roles])} --folder runs/first")
+    say(f"The cells can be fitted: genailab-pyro fit {shlex.join([str(data), *roles])} --folder runs/first")
 
 
 def _say_error(kind: str, message: object) -> None:
@@ -380,7 +380,7 @@ def _held_out(text: str) -> dict[str, Any]:
         return {"column": text}
 
 
-def _finish(folder: Path, begin: Callable[[], "RunResult"]) -> None:
+def _finish(folder: Path, begin: Callable[[], Any]) -> None:
     """Tell what a run gave, or, after Ctrl-C, how to go on with it."""
     from genailab_pyro.report.terminal import print_result
 

@@ -70,7 +70,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The model; see ``CVAE_NB.from_registration``, where the fields beside the name are described.
+    """The model; see ``CVAE_NB.from_registration``, which describes the fields beside the name, and chooses for None.
 
     Raises:
         ValueError: If there is no model of that name.
@@ -81,9 +81,9 @@ class ModelSettings:
     hidden_dims: tuple[int, ...] = _default(CVAE_NB.from_registration, "hidden_dims")
     embedding_dim: int | None = _default(CVAE_NB.from_registration, "embedding_dim")
     library: str = _default(CVAE_NB.from_registration, "library")
-    dropout: float = _default(CVAE_NB.__init__, "dropout")
-    norm: str = _default(CVAE_NB.__init__, "norm")
-    inverse_dispersion: str | None = _default(CVAE_NB.__init__, "inverse_dispersion")
+    dropout: float | None = None
+    norm: str | None = None
+    inverse_dispersion: str | None = None
 
     def __post_init__(self) -> None:
         choose(MODELS, self.name, "name")
@@ -91,7 +91,8 @@ class ModelSettings:
     def build(self, cells: Cells, *, seed: int) -> VAE:
         """The model for some registered cells, with its initial weights."""
         options = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
-        vae: VAE = MODELS[self.name].from_registration(cells, seed=seed, **options)
+        chosen = {name: value for name, value in options.items() if value is not None}
+        vae: VAE = MODELS[self.name].from_registration(cells, seed=seed, **chosen)
         return vae
 
 

@@ -72,12 +72,14 @@ def read_cells(path: str | Path) -> AnnData:
         ValueError: If it is no h5ad file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"expected an h5ad file, {path} is a folder; name a file in it")
     if not path.is_file():
         near = [file.name for file in path.parent.glob("*.h5ad")] if path.parent.is_dir() else []
         raise FileNotFoundError(f"expected an h5ad file at {path}, found none{suggestion(path.name, near)}")
     try:
         return anndata.read_h5ad(path)
-    except (OSError, KeyError, anndata.io.AnnDataReadError) as error:
+    except (OSError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"expected an AnnData in {path}, written by adata.write_h5ad(path); it cannot be read ({reason}). Read "
@@ -211,13 +213,15 @@ def run(
     if not overwrite:
         _check_free(folder)
     device = _device(configuration.device)
+    path = Path(str(configuration.data.path)).resolve()
+    if overwrite and folder.resolve() in path.parents:
+        raise ValueError(f"expected another folder than that of the cells, {path} is in {folder}; name a new one")
     prepared = prepare(configuration)
     vae = configuration.model.build(prepared.training, seed=configuration.seed)
     if overwrite:
         clear_run(folder)
     out = RunFolder(folder)
-    path = str(Path(str(configuration.data.path)).resolve())
-    configuration = replace(configuration, data=replace(configuration.data, path=path))
+    configuration = replace(configuration, data=replace(configuration.data, path=str(path)))
     out.config(configuration.to_mapping())
     fitted = fit(
         vae,
@@ -359,10 +363,17 @@ def _write(
         out.path / "MODEL_CARD.md",
         findings,
         data=_source(configuration, prepared),
-        model=configuration.to_mapping()["model"],
+        model=_model(configuration, fitted),
     )
     report.write(out.path / "report.html")
     return RunResult(fitted, scores, diagnosis, out.path)
+
+
+def _model(configuration: Configuration, fitted: Fit) -> dict[str, object]:
+    """The settings of the model, with what the library has chosen, for the card."""
+    chosen = fitted.vae.declaration()["arguments"]
+    settings = configuration.to_mapping()["model"]
+    return {name: chosen.get(name) if value is None else value for name, value in settings.items()}
 
 
 def _source(configuration: Configuration, prepared: Prepared) -> dict[str, object]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
@@ -47,7 +46,7 @@ def check_pair(model: Callable, guide: Callable, minibatch: Any, *, num_cells: i
         Traceback (most recent call last):
             ...
         genailab_pyro.model.check.PairError: the model and the guide do not fit together:
-          - the model's latent site 'z' is not in the guide ...
+          - the model's latent site 'z' is not in the guide...
     """
     is_minibatch = isinstance(minibatch, Minibatch)
     if is_minibatch and num_cells is None:
@@ -131,7 +130,7 @@ def _plates(model_trace: Trace, num_cells: int | None, num_seen: int | None) -> 
     for name, site in _sites(model_trace, observed=True).items():
         sizes = {frame.name: frame.full_size or frame.size for frame in site["cond_indep_stack"]}
         unplated = not sizes and num_seen in (None, num_cells)
-        if isinstance(site["fn"], dist.Unit) or unplated or num_cells in sizes.values():
+        if unplated or num_cells in sizes.values():
             continue
         found = ", ".join(f"plate {plate!r} has size {size}" for plate, size in sizes.items()) or "it is in no plate"
         plate = next(iter(sizes), "cells")

@@ -1,5 +1,6 @@
 """The folder that a run leaves behind."""
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,29 +16,34 @@ from genailab_pyro.train.fitted import Fit
 
 FILES = ("config.yaml", "metrics.csv", "scores.csv", "cells.h5ad", "MODEL_CARD.md", "report.html")
 FOLDERS = ("figures", "model", "state")
+# What a process that was killed while it wrote a file leaves beside it.
+_PART = re.compile(r"\..+\.part")
 
 
 def clear_run(path: str | Path) -> None:
-    """Remove what a run has left in a folder; files that are not a run's stay.
+    """Empty the folder of an earlier run.
 
     Args:
         path: The folder; one that is empty or not there is left as it is.
 
     Raises:
-        FileExistsError: If the folder holds files and no ``config.yaml``, and so is not a run's.
+        FileExistsError: If the folder holds anything that a run does not write, or no ``config.yaml``; nothing is
+            removed then.
     """
     path = Path(path)
-    if not path.exists() or not any(path.iterdir()):
-        return
-    if not (path / "config.yaml").is_file():
+    found = [item.name for item in path.iterdir()] if path.exists() else []
+    foreign = [name for name in found if name not in (*FILES, *FOLDERS) and not _PART.fullmatch(name)]
+    if found and (foreign or "config.yaml" not in found):
+        there = f"{', '.join(sorted(foreign)[:5])}, which no run has written" if foreign else "no config.yaml"
         raise FileExistsError(
-            f"expected the folder of an earlier run to overwrite, {path} holds files but no config.yaml; "
-            "nothing was removed: name another folder"
+            f"expected the folder of an earlier run to overwrite, {path} holds {there}; nothing was removed: name "
+            "another folder"
         )
-    for name in FOLDERS:
-        shutil.rmtree(path / name, ignore_errors=True)
-    for name in FILES:
-        (path / name).unlink(missing_ok=True)
+    for name in found:
+        if name in FOLDERS:
+            shutil.rmtree(path / name)
+        else:
+            (path / name).unlink()
 
 
 class RunFolder:

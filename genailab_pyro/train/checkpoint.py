@@ -102,6 +102,7 @@ def write_parts(
         "format": FORMAT,
         "vae": vae.declaration(),
         "precision": str(next(vae.parameters()).dtype).removeprefix("torch."),
+        "frozen": [name for name, parameter in vae.named_parameters() if not parameter.requires_grad],
         "registration": registration.to_json(),
         "estimator": asdict(estimator),
         "training": training.to_json(),
@@ -123,8 +124,11 @@ def read_parts(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
             vae = Declared.declare(content["vae"])
         if not isinstance(vae, VAE):
             raise TypeError(f"it declares a {type(vae).__name__} in place of a VAE")
+        vae.to(choose(PRECISIONS, content["precision"], "precision"))
+        for name in content["frozen"]:
+            vae.get_parameter(name).requires_grad_(False)
         return {
-            "vae": vae.to(choose(PRECISIONS, content["precision"], "precision")),
+            "vae": vae,
             "registration": Registration.from_json(content["registration"]),
             "estimator": Estimator(**content["estimator"]),
             "training": Training.from_json(content["training"]),

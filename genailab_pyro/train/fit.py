@@ -154,6 +154,8 @@ def _own_state(seed: int) -> Iterator[None]:
         torch.manual_seed(seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Encountered NaN")  # TrainingError says more
+            # Freezing parameters is a choice, not a slip.
+            warnings.filterwarnings("ignore", message=".* was not registered in the param store because requires_grad")
             yield
 
 

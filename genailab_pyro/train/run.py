@@ -32,7 +32,7 @@ class Record:
         epoch: Epochs that are done.
         step: Steps that are done.
         history: One row per epoch.
-        best: Highest validation ELBO, in nats per cell.
+        best: Highest validation ELBO, its KL weighed by the final beta, in nats per cell.
         stale: Epochs since then.
         plateau: Factor that the plateau schedule has put on the learning rate.
         seconds: Spent in training.
@@ -176,8 +176,10 @@ class Run:
         record, training = self.record, self.training
         if validation is None:
             return
-        if validation.elbo > record.best:
-            record.best, record.stale = validation.elbo, 0
+        # Weighed as in the end: by the ELBO alone, the best weights of a beta-VAE would be those of its warm-up.
+        score = -(validation.reconstruction + training.warmup.beta * validation.kl)
+        if score > record.best:
+            record.best, record.stale = score, 0
             self.best_weights = {name: value.clone() for name, value in self.vae.state_dict().items()}
             return
         record.stale += 1

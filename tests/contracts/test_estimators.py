@@ -47,6 +47,7 @@ def test_its_parameters_are_those_of_the_vae(name, build):
     vae = declare(build)
     model, guide, elbo = estimators.get(name).bind(vae.model, vae.guide)
     assert set(elbo(model, guide).parameters()) == set(vae.parameters())
+    assert set(model.parameters()) == set(guide.parameters()) == set(vae.parameters())
     assert set(elbo(vae.model, vae.guide).parameters()) == set(vae.parameters())
 
 

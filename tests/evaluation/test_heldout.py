@@ -39,7 +39,7 @@ class TestEstimate:
         estimate = Estimate.of(np.array([1.0, 2.0, 3.0, 6.0]))
         assert estimate.mean == 3
         assert estimate.standard_error == pytest.approx(np.sqrt((4 + 1 + 0 + 9) / 3 / 4))
-        assert str(estimate) == "3.00 +- 1.08"
+        assert str(estimate) == "3.00 ± 1.08"
 
     def test_one_cell_has_no_standard_error(self):
         estimate = Estimate.of(np.array([4.0]))

@@ -307,7 +307,8 @@ class TestRightPairs:
     def test_an_enumerated_and_an_auxiliary_site_and_a_factor(self):
         def model(values):
             loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-            pyro.factor("ridge", -(loc**2))
+            with pyro.plate("genes", 3):
+                pyro.factor("ridge", -(loc**2) * torch.ones(3))
             with pyro.plate("cells", 100, subsample=INDEX):
                 kind = pyro.sample("kind", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
                 pyro.sample("x", dist.Normal(loc + kind, 1.0), obs=values)

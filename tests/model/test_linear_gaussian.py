@@ -182,6 +182,18 @@ def test_the_mean_weight_is_the_exact_likelihood(half_trained, log_weights, valu
     assert ((ratios.mean(0) - 1).abs() / standard_error)[trusted].max() < 5
 
 
+def test_weights_are_those_of_a_cell_whatever_the_size_of_the_data_set(half_trained, minibatch):
+    drawn = []
+    for num_cells in (NUM_CELLS, 10 * NUM_CELLS):
+        torch.manual_seed(2)
+        larger = minibatch._replace(num_cells=num_cells)
+        drawn.append(draw_particles(half_trained.model, half_trained.guide, larger, 3))
+    for first, second in zip(*drawn, strict=True):
+        assert first.shape == (3, NUM_CELLS)
+        torch.testing.assert_close(first, second)
+    torch.testing.assert_close(drawn[0].log_weights, drawn[0].log_likelihood + drawn[0].log_ratio)
+
+
 def test_weights_without_the_guide_are_found(half_trained, minibatch, values):
     torch.manual_seed(1)
     with torch.no_grad():

@@ -50,7 +50,7 @@ def begin(folder, **changes):
 
 
 def killed(folder, *, moment=None, write=None):
-    """Begin a run in a child process that is killed: at a moment, or just before its n-th file is in place."""
+    """Run in a child process that is killed: at a moment, or just before its n-th file is in place."""
     child = os.fork()
     if child == 0:
         if write is not None:
@@ -62,7 +62,10 @@ def killed(folder, *, moment=None, write=None):
                 return replace(path, target)
 
             Path.replace = deadly
-        begin(folder)
+        if (folder / "run.json").exists():
+            resumed(folder)
+        else:
+            begin(folder)
         os._exit(0)
     if moment is not None:
         epoch, seconds = moment
@@ -74,7 +77,16 @@ def killed(folder, *, moment=None, write=None):
     os.waitpid(child, 0)
 
 
-def kill_them_all(folder):
+def kill_over_and_over(folder):
+    """Kill one run, and each process that goes on with it, until it has come to its end."""
+    draws = random.Random(1)
+    begin(folder / "whole")
+    while not (folder / "again" / "run.json").exists() or epochs_done(folder / "again") < NUM_EPOCHS:
+        write = draws.choice([None, 1, 2])
+        killed(folder / "again", write=write, moment=None if write else (0, draws.uniform(0.0, 0.3)))
+
+
+def kill_once(folder):
     """In a process of its own, since a fork of one that has started threads may hang."""
     begin(folder / "whole")
     for number, moment in enumerate(MOMENTS):
@@ -83,10 +95,14 @@ def kill_them_all(folder):
         killed(folder / f"write{write}", write=write)
 
 
+def run_this_file(way, folder):
+    subprocess.run([sys.executable, __file__, way, str(folder)], check=True, timeout=600)
+
+
 @pytest.fixture(scope="module")
 def graveyard(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
-    subprocess.run([sys.executable, __file__, str(folder)], check=True, timeout=300)
+    run_this_file("once", folder)
     return folder
 
 
@@ -144,6 +160,13 @@ def test_a_killed_run_goes_on_to_the_same_bits(graveyard, whole, name):
     fit = resumed(folder)
     assert not list(folder.glob(".*"))
     assert_same_run((fit, folder), whole)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_over_and_over_ends_the_same(whole, tmp_path):
+    run_this_file("over and over", tmp_path)
+    folder = tmp_path / "again"
+    assert_same_run((resumed(folder), folder), whole)
 
 
 @pytest.mark.parametrize("write", [1, 2])
@@ -235,6 +258,23 @@ def test_other_penalties_are_refused(vae, cells, train, tmp_path):
     assert len(fit.history) == 3
 
 
+def test_frozen_parameters_stay_frozen(vae, cells, train, tmp_path):
+    def interrupt(epoch, row):
+        raise KeyboardInterrupt
+
+    for parameter in vae.encoder.parameters():
+        parameter.requires_grad_(False)
+    whole = train(vae, cells, run_folder=tmp_path / "whole")
+    with pytest.warns(UserWarning, match="interrupted"):
+        train(vae, cells, run_folder=tmp_path / "run", callback=interrupt)
+    fit = glp.resume(tmp_path / "run", cells, progress=False)
+    for each in (whole, fit, glp.load(fit.save(tmp_path / "fit"))):
+        for before, after in zip(vae.parameters(), each.vae.parameters(), strict=True):
+            assert after.requires_grad == before.requires_grad
+            assert before.requires_grad or torch.equal(before, after)
+    assert_same_run((fit, tmp_path / "run"), (whole, tmp_path / "whole"))
+
+
 @pytest.fixture
 def folder(vae, cells, train, tmp_path):
     train(vae, cells, run_folder=tmp_path / "run")
@@ -303,4 +343,4 @@ def test_a_model_that_cannot_be_declared_is_refused_before_anything_is_written(c
 
 
 if __name__ == "__main__":
-    kill_them_all(Path(sys.argv[1]))
+    {"once": kill_once, "over and over": kill_over_and_over}[sys.argv[1]](Path(sys.argv[2]))

@@ -159,6 +159,19 @@ def test_without_patience_the_run_goes_on_but_the_best_is_restored(begin, monkey
     assert all(torch.equal(run.vae.state_dict()[name], value) for name, value in states[0].items())
 
 
+def test_the_best_weights_are_judged_under_the_final_beta(begin, monkeypatch):
+    # The first epoch has the better ELBO at beta = 1, and the second at the beta that the run is for.
+    run = begin(max_epochs=3, warmup=Warmup(beta=4.0, length=0.5))
+    answers = iter([Terms(100.0, 5.0), Terms(104.0, 2.0), Terms(104.0, 3.0)])
+    monkeypatch.setattr(run, "validate", lambda: next(answers))
+    elbos = []
+    while not run.finished:
+        elbos.append(run.epoch()["validation_elbo"])
+    assert elbos == [-105.0, -106.0, -107.0]
+    assert run.record.best == -112.0
+    assert run.record.stale == 1
+
+
 def test_without_validation_cells_the_last_weights_are_kept(begin):
     run = begin(validation_fraction=0.0)
     while not run.finished:

@@ -298,6 +298,7 @@ def test_a_declaration_that_is_malformed_is_refused(folder, vae, message):
         ({"estimator": {"speed": 1}}, "a part is missing or wrong"),
         ({"seed": None}, "a part is missing or wrong"),
         ({"precision": None}, "precision to be one of"),
+        ({"frozen": ["nothing"]}, "nothing"),
         ({"format": "1"}, "format 1 or older"),
         ({"history": [1, 2]}, "the history of a fit"),
         ({"history": {"epoch": ["one"]}}, "could not convert"),
