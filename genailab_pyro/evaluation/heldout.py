@@ -63,7 +63,7 @@ def compare_models(
     named = dict(fits) if isinstance(fits, Mapping) else {f"model {i + 1}": fit for i, fit in enumerate(fits)}
     if len(named) < 2:
         raise ValueError(f"expected at least two fits to compare, got {len(named)}")
-    scales = {name: fit.vae.likelihood.scale for name, fit in named.items()}
+    scales = {name: _scale(fit) for name, fit in named.items()}
     if len(set(scales.values())) > 1:
         raise ValueError(
             f"expected models over the same values, got {scales}; densities of different values do not compare: leave "
@@ -90,3 +90,8 @@ def compare_models(
             "difference_standard_error": difference.standard_error,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def _scale(fit: Fit) -> str:
+    """What the density of a fit is over, and what it is given: a latent library is scored, an observed one is not."""
+    return fit.vae.likelihood.scale + (" given the library" if fit.vae.library is None else "")

@@ -40,7 +40,8 @@ def _latents(fn: Any) -> torch.distributions.Distribution:
 class FreeBits:
     """No reward for a latent whose mean KL falls below a floor: the sum over latents of max(0, floor - KL).
 
-    Added to the KL itself it gives max(floor, KL) for each latent, with the KL averaged over the minibatch.
+    Added to the KL itself it gives max(floor, KL) for each latent, with the KL averaged over the minibatch. While a
+    warm-up holds the weight of the KL below one, the sum pulls latents below the floor up to it.
 
     Args:
         floor: In nats per latent.

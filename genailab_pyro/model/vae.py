@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -267,7 +268,7 @@ class _Conditional(VAE):
         """Declare the VAE with the dimensions of registered cells, and move its output near their mean.
 
         Args:
-            cells: The cells to be fitted. Their first 4,096 set the output's starting point.
+            cells: The cells to be fitted. A sample of at most 1,024 sets the output's starting point.
             latent_dim: Number of latents.
             hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
             embedding_dim: Width of a learned vector per condition; None for one-hot conditions.
@@ -305,7 +306,8 @@ class _Conditional(VAE):
                 **cls._condition_of(registration, embedding_dim),
                 **options,
             )
-        vae.initialise(cells.take(range(min(len(cells), 4096))))
+        sample = np.random.default_rng(seed).permutation(len(cells))[:1024]
+        vae.initialise(cells.take(sample))
         return vae
 
     @classmethod

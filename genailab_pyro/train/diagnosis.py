@@ -3,7 +3,6 @@
 import warnings
 from dataclasses import dataclass
 
-import arviz as az
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
@@ -62,6 +61,8 @@ class Diagnosis:
         """
         if len(log_weights) < FEWEST_DRAWS:
             raise ValueError(f"expected num_particles of at least {FEWEST_DRAWS}, got {len(log_weights)}")
+        import arviz as az  # takes seconds to import, which only a diagnosis needs
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # ArviZ warns for each cell above .7, which the verdict counts
             _, pareto_k = az.psislw(log_weights.T)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from genailab_pyro import CVAE, CVAE_NB, CVAE_ZINB, compare_models, data, fit, register
+from genailab_pyro import CVAE, CVAE_NB, CVAE_ZINB, VAE_NB, compare_models, data, fit, register
 from genailab_pyro.evaluation import Estimate
 
 
@@ -102,7 +102,8 @@ class TestCompareModels:
     def test_counts_and_log_normalised_values_are_refused(self, fits, split):
         normal = trained(CVAE, split[0])
         with pytest.raises(
-            ValueError, match=r"same values, got \{'nb': 'counts', 'normal': 'log1p.*leave one kind out"
+            ValueError,
+            match=r"same values, got \{'nb': 'counts given the library', 'normal': 'log1p.*leave one kind out",
         ):
             compare_models({"nb": fits["nb"], "normal": normal}, split[1])
 
@@ -117,3 +118,16 @@ class TestCompareModels:
         fewer = trained(CVAE_NB, register(adata[:, :15].copy(), conditions=["batch"]))
         with pytest.raises(ValueError, match="expected models over the same genes, got different ones"):
             compare_models([fits["nb"], fewer], adata)
+
+
+def test_a_latent_library_is_not_compared_with_an_observed_one():
+    adata = data.simulate(60, 20, seed=1).adata
+    cells = register(adata)
+    fits = {
+        library: fit(
+            VAE_NB.from_registration(cells, hidden_dims=[8], library=library), cells, max_epochs=1, progress=False
+        )
+        for library in ("observed", "latent")
+    }
+    with pytest.raises(ValueError, match=r"'observed': 'counts given the library', 'latent': 'counts'.*leave"):
+        compare_models(fits, adata, num_particles=2)
