@@ -226,7 +226,7 @@ def evaluate(
     The difference of two models is taken cell by cell: it has a much smaller
     standard error than the scores themselves.
     """
-    from genailab_pyro.report.files import write_whole
+    from genailab_pyro.files import write_whole
     from genailab_pyro.report.terminal import print_scores
     from genailab_pyro.runs import check_new, load_models, read_cells, score, select_cells
 

@@ -21,6 +21,7 @@ from genailab_pyro.data.preprocess import preprocess
 from genailab_pyro.data.registration import register
 from genailab_pyro.data.validation import suggestion
 from genailab_pyro.evaluation import Estimate, compare_models
+from genailab_pyro.files import whole
 from genailab_pyro.report.folder import RunFolder, clear_run
 from genailab_pyro.report.run import Findings, map_cells, run_card, run_report
 from genailab_pyro.train.diagnosis import Diagnosis
@@ -112,13 +113,8 @@ def check_new(path: Path, *, overwrite: bool) -> Path:
 
 def write_cells(adata: AnnData, path: Path) -> Path:
     """Write an h5ad file that is whole or not there; one that is there is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with whole(path) as part:
         adata.write_h5ad(part, compression="gzip")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

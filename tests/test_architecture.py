@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "genailab_pyro"
 ORDER = [
     "__about__",
+    "files",
     "types",
     "plots",
     "distributions",

@@ -411,7 +411,9 @@ def test_new_cells_are_drawn_under_the_conditions_asked_for(run_folder, tmp_path
     assert "there already" in refused("generate", run_folder, 30, "-o", out)
     passed("generate", run_folder, 30, "-o", out, "--condition", "batch=batch1", "--seed", 1, "--overwrite")
     assert (anndata.read_h5ad(out).X != first.X).nnz == 0
-    passed("generate", run_folder / "model", 30, "-o", out, "--seed", 2, "--overwrite")
+    passed("generate", run_folder, 30, "-o", out, "--condition", "batch=batch1", "--seed", 2, "--overwrite")
+    assert (anndata.read_h5ad(out).X != first.X).nnz > 0
+    passed("generate", run_folder / "model", 30, "-o", out, "--overwrite")
     assert set(anndata.read_h5ad(out).obs["batch"]) == {"batch0", "batch1"}
     assert "has no level 'b9'" in refused("generate", run_folder, 5, "-o", tmp_path / "x", "--condition", "batch=b9")
     assert [path.name for path in tmp_path.iterdir()] == ["new.h5ad"]

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ import pooch
 import requests
 
 from genailab_pyro.__about__ import __version__
+from genailab_pyro.files import write_whole
 
 FOLDER_VARIABLE = "GENAILAB_PYRO_DATA"
 
@@ -187,11 +187,4 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=2)
-        os.replace(temporary, _record_path(path))
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_whole(_record_path(path), json.dumps(record, indent=2))

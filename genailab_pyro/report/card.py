@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genailab_pyro.report.files import write_whole
+from genailab_pyro.files import write_whole
 
 Fields = Mapping[str, object]
 Prose = str | Sequence[str]

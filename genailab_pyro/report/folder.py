@@ -11,7 +11,7 @@ import yaml
 from anndata import AnnData
 from matplotlib.figure import Figure
 
-from genailab_pyro.report.files import write_whole
+from genailab_pyro.files import write_whole
 from genailab_pyro.train.fitted import Fit
 
 FILES = ("config.yaml", "metrics.csv", "scores.csv", "cells.h5ad", "MODEL_CARD.md", "report.html")

@@ -13,7 +13,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from genailab_pyro.report.files import write_whole
+from genailab_pyro.files import write_whole
 from genailab_pyro.report.tables import Formats, Table, as_table, as_text
 
 _CSS_PIXELS_PER_INCH = 96

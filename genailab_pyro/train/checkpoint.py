@@ -12,6 +12,7 @@ from torch import Tensor
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.registration import Registration
 from genailab_pyro.estimators import Estimator
+from genailab_pyro.files import remove_parts
 from genailab_pyro.model.penalties import Penalty
 from genailab_pyro.model.vae import VAE
 from genailab_pyro.nn import Declared, choose
@@ -21,7 +22,6 @@ from genailab_pyro.train.storage import (
     load_weights,
     read_json,
     read_tensors,
-    remove_parts,
     write_json,
     write_tensors,
 )

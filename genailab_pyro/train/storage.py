@@ -1,8 +1,6 @@
 """Folders of safetensors and JSON: written whole or not at all, read without a pickle."""
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,32 +9,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that whoever reads it finds the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Opened by name, for the permissions that any new file gets; those of tempfile are the writer's alone.
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        with part.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def remove_parts(path: Path) -> None:
-    """Remove what a process that was killed while it wrote this file has left beside it."""
-    for part in path.parent.glob(f".{path.name}.*"):
-        part.unlink(missing_ok=True)
+from genailab_pyro.files import write_whole
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write plain JSON types, floats to their last digit."""
-    write_atomically(path, json.dumps(content, indent=1).encode())
+    write_whole(path, json.dumps(content, indent=1))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -61,7 +39,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], note: Mapping[str, 
     """Write named tensors, and a note in JSON in the same file, so that both are of one moment."""
     # A part that two modules share has two names, and safetensors refuses two names of one memory.
     flat = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(flat, metadata={"note": json.dumps(note or {})}))
+    write_whole(path, save(flat, metadata={"note": json.dumps(note or {})}))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

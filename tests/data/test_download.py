@@ -3,6 +3,7 @@ import http.server
 import importlib
 import json
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -175,11 +176,11 @@ def test_an_unreadable_record_is_named(server, tmp_path):
 
 
 def test_a_record_is_whole_or_absent(server, tmp_path, monkeypatch):
-    def fail(*args, **options):
-        args[1].write('{"url"')
+    def fail(path, content):
+        path.write_text(content.decode()[:6])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.json, "dump", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(KeyboardInterrupt):
         fetch(server, "counts.bin", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["counts.bin"]

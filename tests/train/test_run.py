@@ -129,6 +129,15 @@ def test_the_gradient_is_clipped_per_cell_and_its_norm_reported_before(begin):
     assert free.optim.clip is None
 
 
+def test_the_gradient_norm_is_a_mean_over_steps_in_nats_per_cell(begin, monkeypatch):
+    run, norms = begin(validation_fraction=0.0), []
+    step = run.svi.step
+    monkeypatch.setattr(run.svi, "step", lambda minibatch: (step(minibatch), norms.append(run.optim.gradient_norm)))
+    row = run.epoch()
+    assert len(set(norms)) == 4
+    assert row["gradient_norm"] == pytest.approx(np.mean(norms) / 120)
+
+
 def play(run, monkeypatch, elbos):
     """Let validation answer with these ELBOs, one per epoch."""
     answers = iter(elbos)

@@ -1,18 +1,16 @@
 """Files are written whole or not at all, and read without a pickle."""
 
 import os
-import stat
 
 import pytest
 import torch
 from torch import nn
 
+from genailab_pyro.files import remove_parts
 from genailab_pyro.train.storage import (
     load_weights,
     read_json,
     read_tensors,
-    remove_parts,
-    write_atomically,
     write_json,
     write_tensors,
 )
@@ -50,41 +48,11 @@ def test_json_comes_back_to_the_last_digit(tmp_path):
     assert read_json(tmp_path / "new" / "content.json") == content
 
 
-def test_a_write_that_fails_leaves_the_old_content_and_no_part(tmp_path, monkeypatch):
-    def full(descriptor):
-        raise OSError("no space left on device")
-
-    path = tmp_path / "state"
-    write_atomically(path, b"old")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space left"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert names(tmp_path) == ["state"]
-
-
-def test_a_file_is_replaced_only_when_the_new_one_is_whole(tmp_path, monkeypatch):
-    path, seen = tmp_path / "state", []
-    write_atomically(path, b"old")
-    sync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (seen.append(path.read_bytes()), sync(descriptor)))
-    write_atomically(path, b"new")
-    assert seen == [b"old"]
-    assert path.read_bytes() == b"new"
-
-
-def test_a_file_is_as_readable_as_any_other(tmp_path):
-    (tmp_path / "plain").write_bytes(b"")
-    write_atomically(tmp_path / "state", b"content")
-    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "state")}
-    assert len(modes) == 1
-
-
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
-    for name in ("state", ".state.0123", "other", ".other.0123"):
+    for name in ("state", ".state.0123.part", "other", ".other.0123.part"):
         (tmp_path / name).touch()
     remove_parts(tmp_path / "state")
-    assert names(tmp_path) == [".other.0123", "other", "state"]
+    assert names(tmp_path) == [".other.0123.part", "other", "state"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from genailab_pyro.report.files import write_whole
+from genailab_pyro.files import write_whole
 
 
 def test_text_is_written_and_folders_are_made(tmp_path):
