@@ -182,6 +182,16 @@ def test_the_card_holds_the_figures_of_the_run(run_folder, data):
     assert str(data.parent) not in card
 
 
+def test_a_map_of_very_many_cells_shows_some_of_them(monkeypatch):
+    monkeypatch.setattr(run, "umap", lambda latent, *, seed: latent)
+    monkeypatch.setattr(run, "MOST_MAPPED", 5)
+    annotated = anndata.AnnData(np.zeros((9, 1)), obsm={"X_vae": np.arange(18.0).reshape(9, 2)})
+    cells, xy = run.map_cells(annotated, seed=0)
+    assert len(set(cells)) == 5
+    assert (xy == annotated.obsm["X_vae"][cells]).all()
+    assert "X_umap" not in annotated.obsm
+
+
 def test_what_was_found_is_shown_and_how_to_see_more(whole):
     folder, result = whole
     assert "latents are active" in result.stdout

@@ -1,6 +1,6 @@
 """The report and the model card of one run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from genailab_pyro.train.diagnosis import Diagnosis
 from genailab_pyro.train.fitted import Fit
 
 # A map of more takes minutes and shows nothing more.
-MOST_MAPPED = 20_000
+MOST_MAPPED = 8_000
 FEWEST_LABELLED = 16  # a cell and its 15 neighbours
 
 
@@ -141,7 +141,7 @@ def run_card(path: Path, findings: Findings, *, data: Mapping[str, object], mode
             "ELBO (nats per cell)": _estimate(findings.scores, "elbo"),
             f"log-likelihood, importance-weighted, {draws} (nats per cell)": findings.log_likelihood,
         }
-    named = " and ".join([*conditions, *continuous]) or "no conditions"
+    named = _listed([*conditions, *continuous]) or "no conditions"
     return model_card(
         path,
         f"{findings.name} on {findings.source}",
@@ -195,9 +195,9 @@ def _told(fit: Fit) -> str:
     if not names:
         told = "The model sees the counts alone."
     elif seen:
-        told = f"The model is told {' and '.join(names)} beside the counts."
+        told = f"The model is told {_listed(names)} beside the counts."
     else:
-        told = f"This model sees the counts alone; {' and '.join(names)} are used in this report only."
+        told = f"This model sees the counts alone; {_listed(names)} are used in this report only."
     if schema.labels is not None and schema.labels.name not in names:
         told += f" It is not told {schema.labels.name}, which is used to judge the latent space."
     return told
@@ -234,13 +234,16 @@ def _latent(
 ) -> dict[str, Figure]:
     schema = findings.fit.registration
     obs = findings.annotated.obs.iloc[drawn.cells]
-    told = [item.name for item in schema.conditions] if findings.fit.vae.condition.output_dim else []
+    names = [item.name for item in schema.conditions] + [item.name for item in schema.continuous]
+    told = names if findings.fit.vae.condition.output_dim else []
     labels = None if schema.labels is None or schema.labels.name in told else obs[schema.labels.name]
     figures = sections.latent_section(report, drawn.xy, labels, agreement)
     if len(drawn.cells) < len(cells):
         report.paragraph(f"The maps show {len(drawn.cells):,} of the {len(cells):,} cells, drawn at random.")
     for condition in schema.conditions:
         figures |= sections.condition_map(report, drawn.xy, obs[condition.name].astype(str), told=bool(told))
+    for covariate in schema.continuous:
+        figures |= sections.condition_map(report, drawn.xy, obs[covariate.name].astype(float), told=bool(told))
     if not figures:
         figures |= sections.depth_map(report, drawn.xy, cells.subset(drawn.cells))
     for position, condition in enumerate(schema.conditions):
@@ -264,6 +267,10 @@ def _mixing(report: Report, findings: Findings, cells: Cells, position: int) -> 
         f"share from its own {name} is {100 * excess:.1f} percentage points above chance. 0 is perfect mixing, which "
         "is wanted of a technical difference; one that is real biology should not be mixed away."
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _versions(fit: Fit) -> dict[str, object]:

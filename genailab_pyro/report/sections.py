@@ -69,13 +69,13 @@ def condition_map(report: Report, xy: Float[np.ndarray, "cells 2"], values: pd.S
     name = str(values.name)
     meaning = (
         f"The model is told {name} beside the latent, so the latent has no need to hold it. Where the same kinds of "
-        "cells occur under each level, mixed colours mean that it does not; patches of one colour, that it still does."
+        f"cells occur at every {name}, mixed colours mean that it does not; patches of one colour, that it still does."
         if told
-        else f"The model is not told {name}: what differs between its levels shows in the latent."
+        else f"The model is not told {name}: where cells differ with it, the latent shows it."
     )
     figure = plots.embedding(xy, values, title=f"Latent space by {name}", name=name)
     report.figure(
-        figure, f"The same map, coloured by {name}. {meaning}", alt=f"A scatter of cells, coloured by {name}."
+        figure, f"UMAP of the latent, coloured by {name}. {meaning}", alt=f"A scatter of cells, coloured by {name}."
     )
     return {f"umap_{_file_name(name)}": figure}
 

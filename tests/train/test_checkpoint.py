@@ -96,7 +96,9 @@ def kill_once(folder):
 
 
 def run_this_file(way, folder):
-    subprocess.run([sys.executable, __file__, way, str(folder)], check=True, timeout=600)
+    # A fork of a process with a pool of threads may hang: the children are forked from one that has none.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, __file__, way, str(folder)], check=True, timeout=300, env=environment)
 
 
 @pytest.fixture(scope="module")

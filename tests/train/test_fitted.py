@@ -122,6 +122,16 @@ def test_another_condition_changes_the_expression_of_its_cells_alone(fitted, cel
     assert np.array_equal(fitted.latent(), before)
 
 
+def test_cells_are_encoded_as_observed_and_decoded_as_asked(fitted, cells):
+    observed, asked = (each.take(range(120)) for each in (cells, cells.with_conditions({"batch": "batch1"})))
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(3)
+        z = fitted.vae.encoder(observed)(torch.Size([4]))
+        expected = fitted.vae.likelihood.expression(fitted.vae.decode(z, asked), asked).mean(0)
+    swapped = fitted.expression(num_samples=4, seed=3, conditions={"batch": "batch1"})
+    np.testing.assert_allclose(swapped, expected, rtol=1e-5)
+
+
 def test_another_covariate_changes_the_expression(adata, train):
     cells = glp.register(adata, conditions=["batch"], continuous=["dose"])
     vae = glp.CVAE_NB.from_registration(cells, latent_dim=3, hidden_dims=[16])
@@ -154,8 +164,10 @@ def test_generated_cells_are_counts_of_the_registered_genes(request, which):
     assert drawn.obs["batch"].cat.categories.tolist() == ["batch0", "batch1"]
     assert not np.array_equal(counts, fit.generate(50, seed=3).X.toarray())
     if which != "normal":
-        ratio = counts.sum(1) / drawn.obs["library"].to_numpy()
+        library = drawn.obs["library"].to_numpy()
+        ratio = counts.sum(1) / library
         assert abs(ratio.mean() - 1) < 5 * standard_errors(ratio)
+        assert np.corrcoef(counts.sum(1), library)[0, 1] > 0.5  # it is the library that the counts were drawn with
 
 
 def test_conditions_of_generated_cells_are_as_asked_or_as_frequent(fitted):
@@ -219,7 +231,9 @@ def test_the_likelihood_bound_rises_with_particles(with_library):
         assert more.mean() - fewer.mean() > 5 * error
 
 
-def test_the_bounds_are_the_likelihood_where_the_guide_is_the_posterior(cells):
+@pytest.mark.parametrize("chunk", [fitted_module.CHUNK, NUM_GENES * 2])
+def test_the_bounds_are_the_likelihood_where_the_guide_is_the_posterior(cells, monkeypatch, chunk):
+    monkeypatch.setattr(fitted_module, "CHUNK", chunk)
     # A decoder that ignores the latent, and an encoder that says the prior: each weight is the evidence.
     vae = glp.VAE_NB.from_registration(cells, latent_dim=3, hidden_dims=[16])
     silence(vae)
