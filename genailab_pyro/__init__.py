@@ -9,39 +9,95 @@ Example:
     (700, 10)
 """
 
-from genailab_pyro import analysis, data, estimators, evaluation, experiments, plots, report
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from genailab_pyro.__about__ import __version__
-from genailab_pyro.data import Cells, Registration, preprocess, register
-from genailab_pyro.estimators import Estimator, estimate
-from genailab_pyro.evaluation import compare_models
-from genailab_pyro.model import (
-    CVAE,
-    CVAE_NB,
-    CVAE_ZINB,
-    VAE,
-    VAE_NB,
-    VAE_ZINB,
-    CellInverseDispersion,
-    ConditionInverseDispersion,
-    Encoder,
-    FreeBits,
-    GaussianLikelihood,
-    GeneInverseDispersion,
-    InverseDispersion,
-    LatentLibrary,
-    Likelihood,
-    NegativeBinomialLikelihood,
-    NormalEncoder,
-    PairError,
-    Prior,
-    StandardNormal,
-    VAE_Gaussian,
-    ZeroInflatedNegativeBinomialLikelihood,
-    check_pair,
-)
-from genailab_pyro.nn import MLP, Embedding, OneHot
-from genailab_pyro.train import Diagnosis, Fit, Training, TrainingError, Warmup, fit, load, resume
-from genailab_pyro.types import Minibatch
+
+if TYPE_CHECKING:
+    from genailab_pyro import analysis, data, estimators, evaluation, experiments, plots, report
+    from genailab_pyro.data import Cells, Registration, preprocess, register
+    from genailab_pyro.estimators import Estimator, estimate
+    from genailab_pyro.evaluation import compare_models
+    from genailab_pyro.model import (
+        CVAE,
+        CVAE_NB,
+        CVAE_ZINB,
+        VAE,
+        VAE_NB,
+        VAE_ZINB,
+        CellInverseDispersion,
+        ConditionInverseDispersion,
+        Encoder,
+        FreeBits,
+        GaussianLikelihood,
+        GeneInverseDispersion,
+        InverseDispersion,
+        LatentLibrary,
+        Likelihood,
+        NegativeBinomialLikelihood,
+        NormalEncoder,
+        PairError,
+        Prior,
+        StandardNormal,
+        VAE_Gaussian,
+        ZeroInflatedNegativeBinomialLikelihood,
+        check_pair,
+    )
+    from genailab_pyro.nn import MLP, Embedding, OneHot
+    from genailab_pyro.train import Diagnosis, Fit, Training, Warmup, load
+    from genailab_pyro.train.fit import TrainingError, fit, resume
+    from genailab_pyro.types import Minibatch
+
+# Torch and scanpy take seconds to import: the names below are found when they are first asked for.
+_HOMES = {
+    "data": (
+        "Cells",
+        "Registration",
+        "preprocess",
+        "register",
+    ),
+    "estimators": (
+        "Estimator",
+        "estimate",
+    ),
+    "evaluation": ("compare_models",),
+    "model": (
+        "CVAE",
+        "CVAE_NB",
+        "CVAE_ZINB",
+        "VAE",
+        "VAE_NB",
+        "VAE_ZINB",
+        "CellInverseDispersion",
+        "ConditionInverseDispersion",
+        "Encoder",
+        "FreeBits",
+        "GaussianLikelihood",
+        "GeneInverseDispersion",
+        "InverseDispersion",
+        "LatentLibrary",
+        "Likelihood",
+        "NegativeBinomialLikelihood",
+        "NormalEncoder",
+        "PairError",
+        "Prior",
+        "StandardNormal",
+        "VAE_Gaussian",
+        "ZeroInflatedNegativeBinomialLikelihood",
+        "check_pair",
+    ),
+    "nn": (
+        "MLP",
+        "Embedding",
+        "OneHot",
+    ),
+    "train": ("Diagnosis", "Fit", "Training", "Warmup", "load"),
+    "train.fit": ("TrainingError", "fit", "resume"),
+    "types": ("Minibatch",),
+}
+_PACKAGES = ("analysis", "data", "estimators", "evaluation", "experiments", "plots", "report")
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "CVAE",
@@ -95,3 +151,15 @@ __all__ = [
     "report",
     "resume",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"genailab_pyro.{name}")
+    if name in _HOME:
+        return getattr(import_module(f"genailab_pyro.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'genailab_pyro' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -120,7 +120,9 @@ def demo(
     if overwrite:
         clear_run(folder)
     result = run_demo(folder, seed=seed, max_epochs=max_epochs, progress=not quiet)
-    print_result(result.folder, result.scores.filter(regex="elbo|log_likelihood|difference|active|purity$"))
+    print_result(
+        result.folder, result.scores.filter(regex="elbo|log_likelihood|difference|active|purity$"), result.findings
+    )
 
 
 @app.command(

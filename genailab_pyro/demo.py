@@ -21,6 +21,7 @@ from genailab_pyro.experiments import GradientDraws, draw_gradients
 from genailab_pyro.model.vae import CVAE_NB, CVAE_ZINB
 from genailab_pyro.report import Report, model_card, sections
 from genailab_pyro.report.folder import RunFolder
+from genailab_pyro.report.terminal import say
 from genailab_pyro.train.fit import fit
 from genailab_pyro.train.fitted import Fit
 
@@ -59,6 +60,16 @@ class DemoResult:
     gradients: pd.DataFrame
     folder: Path
 
+    @property
+    def findings(self) -> list[str]:
+        """The comparison of the estimators, a sentence each."""
+        location = self.gradients[self.gradients["parameters"] == "latent location"].set_index("estimator")
+        return [
+            f"Gradient in the latent location, trained model: {name} has {row['ratio_to_pathwise']:,.0f} times the "
+            f"variance of pathwise; their means are {row['distance_of_means']:.1f} standard errors apart at most."
+            for name, row in location.drop(index="pathwise").iterrows()
+        ]
+
 
 def split_every_tenth(adata: AnnData) -> tuple[AnnData, AnnData]:
     """Training and held-out cells: held out is every cell whose position is a multiple of ten."""
@@ -83,6 +94,8 @@ def run_demo(folder: str | Path, *, seed: int = 0, max_epochs: int | None = None
     cells = register(training, labels=LABELS)
     fits = {}
     for name, (model, estimator) in FITS.items():
+        if progress:
+            say(f"Fitting {name}")
         vae = model.from_registration(cells, seed=seed)
         fits[name] = fit(vae, cells, estimator, seed=seed, progress=progress, max_epochs=max_epochs)
     test = cells.registration.bind(held_out)

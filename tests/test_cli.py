@@ -201,13 +201,6 @@ def test_what_was_found_is_shown_and_how_to_see_more(whole):
     assert "\x1b" not in result.output
 
 
-def test_a_map_leaves_the_number_of_threads_alone(run_folder, monkeypatch):
-    monkeypatch.setattr(run, "umap", lambda latent, *, seed: torch.set_num_threads(3) or latent[:, :2])
-    before = torch.get_num_threads()
-    run.map_cells(anndata.read_h5ad(run_folder / "cells.h5ad"), seed=0)
-    assert torch.get_num_threads() == before
-
-
 def test_scores_of_a_run_are_those_of_evaluate(run_folder, tmp_path):
     table = tmp_path / "s.csv"
     passed(
@@ -474,12 +467,21 @@ def test_the_demo_is_run_as_asked(run_folder, tmp_path, monkeypatch):
     def run_demo(folder, **options):
         asked.update(options, folder=folder)
         scores = pd.read_csv(run_folder / "scores.csv", index_col="model")
-        return demo.DemoResult({}, scores, pd.DataFrame(), folder)
+        gradients = pd.DataFrame(
+            {
+                "parameters": ["latent location"] * 2,
+                "estimator": ["pathwise", "score"],
+                "ratio_to_pathwise": [1.0, 2500.0],
+                "distance_of_means": [0.0, 1.7],
+            }
+        )
+        return demo.DemoResult({}, scores, gradients, folder)
 
     monkeypatch.setattr(demo, "run_demo", run_demo)
     shown = passed("demo", "--folder", tmp_path, "--max-epochs", 2, "--seed", 4, "--quiet")
     assert asked == {"folder": tmp_path, "max_epochs": 2, "seed": 4, "progress": False}
     assert str(tmp_path / "report.html") in shown.stdout
+    assert "score has 2,500 times the variance of pathwise; their means are 1.7 standard errors apart" in shown.stdout
 
 
 def test_the_version_is_shown():

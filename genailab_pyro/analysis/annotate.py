@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from anndata import AnnData
 from jaxtyping import Float
 
@@ -50,8 +51,15 @@ def umap(latent: Float[np.ndarray, "cells latent"], *, seed: int = 0) -> Float[n
     import scanpy as sc  # takes seconds to import, which only a map needs
 
     cells = AnnData(obsm={"X_vae": latent}, shape=(len(latent), 0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # UMAP says that a seed leaves it one thread
-        sc.pp.neighbors(cells, n_neighbors=min(15, len(latent) - 1), use_rep="X_vae", random_state=seed)
-        sc.tl.umap(cells, random_state=seed)
+    neighbours = min(15, len(latent) - 1)
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # UMAP says that a seed leaves it one thread
+            # Exact neighbours: those that UMAP approximates above 8,000 cells fail with scipy's newer sparse arrays.
+            sc.pp.neighbors(cells, n_neighbors=neighbours, use_rep="X_vae", random_state=seed, transformer="sklearn")
+            sc.tl.umap(cells, random_state=seed)
+    finally:
+        # Numba sets torch's threads too, and their number decides the last bits of the next fit.
+        torch.set_num_threads(threads)
     return cells.obsm["X_umap"]

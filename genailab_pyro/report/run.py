@@ -88,11 +88,7 @@ def map_cells(annotated: AnnData, *, seed: int) -> Map:
     cells = np.arange(len(latent))
     if len(latent) > MOST_MAPPED:
         cells = np.sort(np.random.default_rng(seed).choice(len(latent), MOST_MAPPED, replace=False))
-    threads = torch.get_num_threads()
-    try:
-        xy = umap(latent[cells], seed=seed)
-    finally:
-        torch.set_num_threads(threads)  # numba sets it for the whole process, and with it the last bits of later fits
+    xy = umap(latent[cells], seed=seed)
     if len(cells) == len(latent):
         annotated.obsm["X_umap"] = xy
     return Map(cells, xy)

@@ -61,8 +61,8 @@ class Fit:
     """
 
     vae: VAE
-    registration: Registration
-    history: pd.DataFrame
+    registration: Registration = field(repr=False)
+    history: pd.DataFrame = field(repr=False)
     estimator: Estimator
     training: Training
     seed: int

@@ -27,8 +27,8 @@ class Training:
         warmup: Weight of the KL over the run.
         free_bits: Nats per latent below which its mean KL is not rewarded; 0 for none.
         validation_fraction: Share of the cells that early stopping and plateau look at; 0 for none.
-        patience: Epochs without a better validation ELBO after which training stops; None to go on to the end. The
-            weights of the best epoch are restored in both cases.
+        patience: Epochs without a better validation ELBO (its KL weighed by the final beta) after which training stops;
+            None to go on to the end. The weights of the best epoch are restored in both cases.
 
     Raises:
         ValueError: If a value is out of range.
@@ -48,8 +48,19 @@ class Training:
     patience: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.warmup, Warmup):
+            raise ValueError(f"expected warmup=glp.Warmup(...), such as Warmup(length=0.5), got {self.warmup!r}")
         choose(OPTIMIZERS, self.optimizer, "optimizer")
         choose(LEARNING_RATES, self.learning_rate_schedule, "learning_rate_schedule")
+        self._check_numbers()
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"expected validation_fraction in [0, 1), got {self.validation_fraction!r}")
+        if self.validation_fraction == 0 and self.patience is not None:
+            raise ValueError("expected validation cells for early stopping; set validation_fraction or patience=None")
+        if self.validation_fraction == 0 and self.learning_rate_schedule == "plateau":
+            raise ValueError("expected validation cells for the schedule 'plateau'; set validation_fraction")
+
+    def _check_numbers(self) -> None:
         whole = {
             "max_epochs": self.max_epochs,
             "minibatch_size": self.minibatch_size,
@@ -67,12 +78,6 @@ class Training:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"expected {name} to be finite and at least 0, got {value!r}")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"expected validation_fraction in [0, 1), got {self.validation_fraction!r}")
-        if self.validation_fraction == 0 and self.patience is not None:
-            raise ValueError("expected validation cells for early stopping; set validation_fraction or patience=None")
-        if self.validation_fraction == 0 and self.learning_rate_schedule == "plateau":
-            raise ValueError("expected validation cells for the schedule 'plateau'; set validation_fraction")
 
     def steps_per_epoch(self, num_cells: int) -> int:
         """Number of minibatches in a pass over the training cells."""

@@ -83,3 +83,8 @@ def test_epochs_are_those_asked_for_or_make_a_run_of_some_length():
     assert Training(max_epochs=3).epochs(10**6) == 3
     few, many = (Training(max_epochs=None, minibatch_size=64).epochs(number) for number in (10**6, 100))
     assert 1 <= few <= many
+
+
+def test_a_number_is_no_warmup():
+    with pytest.raises(ValueError, match=r"such as Warmup\(length=0.5\), got 0.5"):
+        Training(warmup=0.5)
