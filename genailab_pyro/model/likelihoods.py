@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax, softplus
+from torch.special import ndtr
 
 from genailab_pyro.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
 from genailab_pyro.nn import Declared
@@ -228,8 +229,8 @@ class GaussianLikelihood(Likelihood):
         self.spread = nn.Parameter(torch.zeros(genes))
 
     def forward(self, features: Features, minibatch: Minibatch) -> Any:
-        """Normal of event shape ``[genes]``; the scale is above .01, so that a silent gene has a finite density."""
-        return dist.Normal(self.loc(features), softplus(self.spread) + 0.01).to_event(1)
+        """Normal of event shape ``[genes]``."""
+        return dist.Normal(self.loc(features), self.scale_of_genes()).to_event(1)
 
     def observed(self, minibatch: Minibatch) -> Tensor | None:
         """Log-normalised values, shape ``[cells, genes]``."""
@@ -238,8 +239,14 @@ class GaussianLikelihood(Likelihood):
         return torch.log1p(self.target * minibatch.counts / minibatch.library.unsqueeze(-1))
 
     def expression(self, features: Features, minibatch: Minibatch) -> PerGene:
-        """``expm1`` of the mean value over the target: the median expression at a library of one."""
-        return torch.expm1(self.loc(features).clamp(min=0)) / self.target
+        """Mean expression at a library of one: that of ``expm1(max(y, 0)) / target`` for a normal y, in closed form."""
+        loc, scale = self.loc(features), self.scale_of_genes()
+        mean = (loc + scale**2 / 2).exp() * ndtr(loc / scale + scale) - ndtr(loc / scale)
+        return mean.clamp(min=0) / self.target
+
+    def scale_of_genes(self) -> Tensor:
+        """Standard deviation of each gene's value, shape ``[genes]``; above .01, so that silent genes are finite."""
+        return softplus(self.spread) + 0.01
 
     def to_counts(self, values: PerGene, minibatch: Minibatch) -> PerGene:
         """The nearest counts whose log-normalised values these are; negative values become zero."""

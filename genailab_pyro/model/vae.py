@@ -137,8 +137,10 @@ class VAE(Declared):
         return self.decoder(z, self.condition(minibatch))
 
 
-class Model(nn.Module):
-    """The generative program of a VAE, as a module.
+class Program(nn.Module):
+    """A Pyro program of a VAE that is a module with the VAE's parameters.
+
+    (A bound method shows no parameters to torch.)
 
     Args:
         vae: Whose parameters it shares.
@@ -149,6 +151,10 @@ class Model(nn.Module):
     def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.vae = vae
+
+
+class Model(Program):
+    """The generative program of a VAE."""
 
     def forward(self, minibatch: Minibatch) -> Tensor:
         """Declare the sites of the cells; returns the value of ``"x"``, shape ``[*particles, cells, genes]``."""
@@ -165,18 +171,8 @@ class Model(nn.Module):
             return pyro.sample("x", likelihood, obs=observed)
 
 
-class Guide(nn.Module):
-    """The variational program of a VAE, as a module.
-
-    Args:
-        vae: Whose parameters it shares.
-    """
-
-    max_plate_nesting: ClassVar[int] = 1
-
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
+class Guide(Program):
+    """The variational program of a VAE."""
 
     def forward(self, minibatch: Minibatch) -> Tensor:
         """Declare the latent sites; returns a draw of ``"z"``, shape ``[*particles, cells, latent]``."""
