@@ -101,7 +101,7 @@ def options(
     """Variational autoencoders for gene-expression counts: fit them, score them, draw from them."""
 
 
-@app.command(epilog="Examples:\n\ngenailab-pyro demo\n\ngenailab-pyro demo --folder /tmp/look --max-epochs 5")
+@app.command(epilog="Examples:\n\ngenailab-pyro demo\n\ngenailab-pyro demo --folder runs/look --max-epochs 5")
 def demo(
     folder: Folder = Path("runs/demo"),
     seed: Seed = 0,
