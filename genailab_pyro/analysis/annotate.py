@@ -4,10 +4,10 @@ import warnings
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from anndata import AnnData
 from jaxtyping import Float
 
+from genailab_pyro.threads import threads_kept
 from genailab_pyro.train.fitted import Fit
 
 
@@ -52,14 +52,9 @@ def umap(latent: Float[np.ndarray, "cells latent"], *, seed: int = 0) -> Float[n
 
     cells = AnnData(obsm={"X_vae": latent}, shape=(len(latent), 0))
     neighbours = min(15, len(latent) - 1)
-    threads = torch.get_num_threads()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # UMAP says that a seed leaves it one thread
-            # Exact neighbours: those that UMAP approximates above 8,000 cells fail with scipy's newer sparse arrays.
-            sc.pp.neighbors(cells, n_neighbors=neighbours, use_rep="X_vae", random_state=seed, transformer="sklearn")
-            sc.tl.umap(cells, random_state=seed)
-    finally:
-        # Numba sets torch's threads too, and their number decides the last bits of the next fit.
-        torch.set_num_threads(threads)
+    with threads_kept(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # UMAP says that a seed leaves it one thread
+        # Exact neighbours: those that UMAP approximates above 8,000 cells fail with scipy's newer sparse arrays.
+        sc.pp.neighbors(cells, n_neighbors=neighbours, use_rep="X_vae", random_state=seed, transformer="sklearn")
+        sc.tl.umap(cells, random_state=seed)
     return cells.obsm["X_umap"]

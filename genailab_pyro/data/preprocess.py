@@ -17,6 +17,7 @@ from genailab_pyro.data.validation import (
     named,
     suggestion,
 )
+from genailab_pyro.threads import threads_kept
 
 _SPANS = (0.3, 0.5, 0.75, 1.0)
 _FEWEST_GENES = 10
@@ -178,15 +179,16 @@ def _rank(
     reason = ""
     for span in _SPANS:
         try:
-            ranking = scanpy.pp.highly_variable_genes(
-                data,
-                flavor="seurat_v3",
-                n_top_genes=max_genes,
-                batch_key=None if batches is None else "batch",
-                span=span,
-                check_values=False,
-                inplace=False,
-            )
+            with threads_kept():
+                ranking = scanpy.pp.highly_variable_genes(
+                    data,
+                    flavor="seurat_v3",
+                    n_top_genes=max_genes,
+                    batch_key=None if batches is None else "batch",
+                    span=span,
+                    check_values=False,
+                    inplace=False,
+                )
         except ValueError as error:
             # The local regression passes on what its Fortran says, as bytes.
             reason = reason or str(error).removeprefix("b").strip("'\". ")

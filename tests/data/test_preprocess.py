@@ -3,6 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy
+import torch
 from scipy import sparse
 
 from genailab_pyro.data.datasets import pbmc68k
@@ -263,3 +264,16 @@ def test_genes_of_the_same_name_are_refused():
 def test_a_matrix_without_any_count_is_refused():
     with pytest.raises(ValueError, match="no cell of 2"):
         preprocess(small([[0, 0], [0, 0]]))
+
+
+def test_the_number_of_threads_is_left_alone(monkeypatch):
+    ranked = scanpy.pp.highly_variable_genes
+
+    def busy(*args, **options):
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        return ranked(*args, **options)
+
+    monkeypatch.setattr(scanpy.pp, "highly_variable_genes", busy)
+    before = torch.get_num_threads()
+    preprocess(simulate(60, 40, seed=3).adata, max_genes=20)
+    assert torch.get_num_threads() == before
