@@ -111,7 +111,7 @@ def resume(
     callback: Callback | None = None,
     progress: bool = True,
 ) -> Fit:
-    """Go on with the run in a folder as if it had never stopped: to the last bit, on the same machine and with as many threads.
+    """Go on with a run as if it had never stopped: to the last bit, on the same machine with as many threads.
 
     Args:
         folder: The ``run_folder`` of an interrupted `fit`.
