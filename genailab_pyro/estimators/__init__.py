@@ -1,20 +1,37 @@
 """Gradient estimators: how a site is differentiated, what is bounded, which costs a score multiplies."""
 
-from genailab_pyro.estimators.bounds import TraceELBO, TraceGraphELBO, TraceMeanFieldELBO, WatchedELBO
-from genailab_pyro.estimators.registry import Estimator, get, name_of, register, table
-from genailab_pyro.estimators.rules import Estimated, Handled, Rule, estimate
+from genailab_pyro.estimators.baselines import Baseline
+from genailab_pyro.estimators.bounds import (
+    TraceELBO,
+    TraceEnumELBO,
+    TraceGraphELBO,
+    TraceMeanFieldELBO,
+    WatchedELBO,
+)
+from genailab_pyro.estimators.credit import ScoreSite
+from genailab_pyro.estimators.programs import Handled, estimate
+from genailab_pyro.estimators.registry import Estimator
+from genailab_pyro.estimators.rules import Estimated, Rule
+from genailab_pyro.estimators.table import USES, get, matrix, name_of, register, table
+from genailab_pyro.estimators.weighted import WeightedELBO
 
 __all__ = [
+    "USES",
+    "Baseline",
     "Estimated",
     "Estimator",
     "Handled",
     "Rule",
+    "ScoreSite",
     "TraceELBO",
+    "TraceEnumELBO",
     "TraceGraphELBO",
     "TraceMeanFieldELBO",
     "WatchedELBO",
+    "WeightedELBO",
     "estimate",
     "get",
+    "matrix",
     "name_of",
     "register",
     "table",

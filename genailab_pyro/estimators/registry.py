@@ -1,31 +1,86 @@
-"""Estimators: a rule, a bound, credit and a baseline, as one frozen specification, and the table of their names."""
+"""Estimators: a rule, a bound, credit and a baseline as one frozen specification that is tied to a pair of programs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import pandas as pd
 from torch import nn
 
-from genailab_pyro.estimators.bounds import BOUNDS, WatchedELBO
-from genailab_pyro.estimators.rules import RULES, EstimateMessenger, Handled
+from genailab_pyro.estimators.baselines import BASELINES, DELTA
+from genailab_pyro.estimators.bounds import (
+    AntitheticELBO,
+    DeltaELBO,
+    TraceELBO,
+    TraceEnumELBO,
+    TraceGraphELBO,
+    TraceMeanFieldELBO,
+    WatchedELBO,
+)
+from genailab_pyro.estimators.programs import EstimateMessenger, Handled, RelaxedMessenger
+from genailab_pyro.estimators.rules import RULES, Gumbel, Rule
+from genailab_pyro.estimators.weighted import DoublyReparameterisedELBO, VimcoELBO, WeightedELBO
 from genailab_pyro.nn import choose
 
+BOUNDS = {
+    "elbo": "ELBO",
+    "elbo-kl": "ELBO",
+    "importance-weighted": "IW-K",
+    "renyi": "Renyi",
+}
+"""What is bounded, and the objective whose gradient is estimated."""
+# Bounds and rules that have classes of their own; a score or a path goes with either credit.
+CLASSES: dict[tuple[str, str, str], type[WatchedELBO]] = {
+    **{("elbo", "plates", rule): TraceELBO for rule in ("pathwise", "stl", "score", "pathwise-or-score")},
+    **{("elbo", "graph", rule): TraceGraphELBO for rule in ("pathwise", "stl", "score", "pathwise-or-score")},
+    **{("elbo-kl", "plates", rule): TraceMeanFieldELBO for rule in ("pathwise", "score", "pathwise-or-score")},
+    **{("elbo", "plates", rule): TraceELBO for rule in ("gumbel", "st-gumbel")},
+    ("elbo", "graph", "enumerated"): TraceEnumELBO,
+    ("elbo", "plates", "antithetic"): AntitheticELBO,
+    ("importance-weighted", "plates", "pathwise"): WeightedELBO,
+    ("importance-weighted", "plates", "dreg"): DoublyReparameterisedELBO,
+    ("importance-weighted", "plates", "score"): VimcoELBO,
+    ("renyi", "plates", "pathwise"): WeightedELBO,
+}
+# What to use in place of a combination that does not exist, and why; None stands for any.
+REFUSALS: dict[tuple[str | None, str], str] = {
+    ("elbo-kl", "stl"): "a KL in closed form has no score to leave out: use the estimator 'pathwise-kl'",
+    ("elbo", "dreg"): "one importance weight has no score to turn into a path: use the estimator 'stl'",
+    ("elbo-kl", "dreg"): "there are no importance weights: use the estimator 'pathwise-kl'",
+    ("importance-weighted", "stl"): "leaving the score of log q out is biased under importance weights: use the "
+    "estimator 'dreg'",
+    ("renyi", "stl"): "leaving the score of log q out is biased under importance weights: use the estimator 'renyi'",
+    ("renyi", "dreg"): "it is derived for the importance-weighted bound: use the estimator 'renyi' or 'dreg'",
+    ("renyi", "score"): "there is no such estimator: use the estimator 'vimco'",
+    (None, "enumerated"): "a sum over values has neither weights nor scores: use the estimator 'enum'",
+    (None, "gumbel"): "the relaxed bound is an ELBO with the costs of the plates: use the estimator 'gumbel'",
+    (None, "st-gumbel"): "the relaxed bound is an ELBO with the costs of the plates: use the estimator 'st-gumbel'",
+    (None, "antithetic"): "pairs are formed for the ELBO: use the estimator 'disarm' (or 'vimco')",
+    (None, "pathwise-or-score"): "its draws must all have one rule: use the estimator 'iwae' or 'vimco'",
+    (None, "score"): "which costs are downstream is asked of the ELBO only: use credit='plates'",
+    (None, "pathwise"): "a path needs no credit: use credit='plates'",
+}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Estimator:
     """How the gradient of a bound is estimated.
 
     Args:
-        rule: How a latent site is differentiated: ``"pathwise"`` or ``"score"``.
-        bound: What is bounded: ``"elbo"``, or ``"elbo-kl"`` with the KL in closed form.
+        rule: How a latent site is differentiated: ``"pathwise"``, ``"stl"``, ``"dreg"``, ``"score"``,
+            ``"pathwise-or-score"`` (by what a site offers), ``"enumerated"``, ``"gumbel"``, ``"st-gumbel"`` or
+            ``"antithetic"``.
+        bound: What is bounded: ``"elbo"``, ``"elbo-kl"`` with the KL in closed form, ``"importance-weighted"`` or
+            ``"renyi"``.
         credit: Which costs a site's score multiplies: ``"plates"``, those in its plates, or ``"graph"``, those
             downstream of it.
         num_particles: Number of vectorised draws per cell, at least one.
-        baseline: What is subtracted from a score's costs; None for nothing.
+        baseline: What is subtracted from a score's costs: None for nothing, ``"leave-one-out"``, ``"constant"``,
+            ``"cell-average"``, ``"network"``, or ``"delta"`` (an expansion of the costs, for one normal site).
+        temperature: Of a Gumbel rule, above zero; None for its default of 0.5.
+        alpha: Order of Renyi's divergence, not one; None for its default of 0.5.
 
     Raises:
-        ValueError: If a part is unknown, or the parts do not go together.
+        ValueError: If a part is unknown, or the parts do not go together; the message names what to use instead.
 
     Example:
         >>> Estimator(rule="score", num_particles=8)
@@ -37,32 +92,106 @@ class Estimator:
     credit: str = "plates"
     num_particles: int = 1
     baseline: str | None = None
+    temperature: float | None = None
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
-        rule = choose(RULES, self.rule, "rule")
-        if (self.bound, self.credit) not in BOUNDS:
-            known = ", ".join(f"bound={bound!r} with credit={credit!r}" for bound, credit in BOUNDS)
-            raise ValueError(f"expected {known}; got bound={self.bound!r} with credit={self.credit!r}")
-        if self.bound == "elbo-kl" and not rule.reparameterised:
-            raise ValueError(
-                f"expected a pathwise rule for the bound 'elbo-kl', got {self.rule!r}: Pyro's TraceMeanField_ELBO "
-                "gives such a site no gradient; use the estimator 'score'"
-            )
+        rule: Rule = choose(RULES, self.rule, "rule")
+        choose(BOUNDS, self.bound, "bound")
+        choose({"plates": None, "graph": None}, self.credit, "credit")
         if isinstance(self.num_particles, bool) or not isinstance(self.num_particles, int) or self.num_particles < 1:
             raise ValueError(f"expected num_particles to be a whole number of at least one, got {self.num_particles!r}")
-        if self.baseline is not None:
-            raise ValueError(f"expected baseline=None, the only one there is, got {self.baseline!r}")
+        if (self.bound, self.credit, self.rule) not in CLASSES:
+            reason = REFUSALS.get((self.bound, self.rule)) or REFUSALS.get((None, self.rule), "")
+            raise ValueError(
+                f"expected a combination that exists, got rule={self.rule!r} with bound={self.bound!r} and credit="
+                f"{self.credit!r}; {reason}"
+            )
+        self._check_baseline(rule)
+        self._check_particles()
+        self._check_options()
+
+    def _check_baseline(self, rule: Rule) -> None:
+        if self.baseline is None:
+            return
+        choose({**BASELINES, DELTA: None}, self.baseline, "baseline")
+        scored = self.rule in ("score", "pathwise-or-score", "pathwise", "stl") and self.bound != "renyi"
+        if not scored or (self.bound == "importance-weighted" and self.rule != "score"):
+            raise ValueError(
+                f"expected no baseline for the rule {self.rule!r} under the bound {self.bound!r}, which has no score, got "
+                f"{self.baseline!r}; leave it out, or use the estimator 'score-loo'"
+            )
+        if self.bound == "importance-weighted" and self.baseline != "leave-one-out":
+            raise ValueError(
+                f"expected the baseline 'leave-one-out' beside importance weights, got {self.baseline!r}; use the "
+                "estimator 'vimco'"
+            )
+        if self.baseline == DELTA and (self.bound, self.credit, self.rule) != ("elbo", "plates", "score"):
+            raise ValueError(
+                "expected rule='score', bound='elbo' and credit='plates' for the baseline 'delta', got "
+                f"{self.rule!r}, {self.bound!r} and {self.credit!r}; use the baseline 'leave-one-out'"
+            )
+
+    def _check_particles(self) -> None:
+        least = self.least_particles
+        if self.num_particles < least:
+            raise ValueError(
+                f"expected num_particles of at least {least} for {self._why_more}, got {self.num_particles}; use "
+                f"num_particles={max(least, 8)}"
+            )
+        if self.rule == "antithetic" and self.num_particles % 2:
+            raise ValueError(f"expected an even num_particles for antithetic pairs, got {self.num_particles}")
+
+    def _check_options(self) -> None:
+        if self.temperature is not None and not isinstance(RULES[self.rule], Gumbel):
+            raise ValueError(f"expected a temperature for a Gumbel rule only, got one for the rule {self.rule!r}")
+        if self.temperature is not None and not self.temperature > 0:
+            raise ValueError(f"expected a temperature above zero, got {self.temperature!r}")
+        if self.alpha is not None and (self.bound != "renyi" or self.alpha == 1):
+            raise ValueError(f"expected alpha, other than 1, for bound='renyi' only, got {self.alpha!r}")
+
+    def __repr__(self) -> str:
+        shown = [item.name for item in fields(self) if item.name not in ("temperature", "alpha")]
+        shown += [name for name in ("temperature", "alpha") if getattr(self, name) is not None]
+        return f"Estimator({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+    @property
+    def least_particles(self) -> int:
+        """The least number of particles that the parts work with."""
+        least = BASELINES[self.baseline].least_particles if self.baseline in BASELINES else 1
+        return max(least, 2 if self.bound == "renyi" or self.rule == "antithetic" else 1)
+
+    @property
+    def _why_more(self) -> str:
+        if self.rule == "antithetic":
+            return "antithetic pairs"
+        return (
+            "Renyi's bound, which is the ELBO with one" if self.bound == "renyi" else f"the baseline {self.baseline!r}"
+        )
 
     @property
     def reparameterised(self) -> bool:
-        """Whether draws carry a path to the guide's parameters, as a penalty on the latents needs."""
-        return RULES[self.rule].reparameterised
+        """Whether every draw carries a path to the guide's parameters, as a penalty on the latents needs."""
+        rule = RULES[self.rule]
+        return rule.reparameterised and rule.otherwise != "score"
+
+    @property
+    def biased(self) -> bool:
+        """Whether it estimates the gradient of a relaxed model."""
+        return isinstance(RULES[self.rule], Gumbel)
+
+    @property
+    def objective(self) -> str:
+        """The objective whose gradient is estimated, with the number of draws where it is a part of it."""
+        if self.biased:
+            return "relaxed ELBO"
+        return BOUNDS[self.bound] + (f" (K={self.num_particles})" if BOUNDS[self.bound] != "ELBO" else "")
 
     def bind(self, model: Callable[..., Any], guide: Callable[..., Any]) -> tuple[nn.Module, nn.Module, WatchedELBO]:
         """Tie the estimator to a pair of programs.
 
         The three results go to ``pyro.infer.SVI(model, guide, optim, loss=elbo)``, or to ``elbo(model, guide)``,
-        a module whose call is a loss to differentiate and whose parameters are the programs'.
+        a module whose call is a loss to differentiate and whose parameters are the programs' and the baseline's.
 
         Args:
             model: The generative program.
@@ -71,131 +200,22 @@ class Estimator:
         Returns:
             The model and the guide as modules, and the bound.
         """
-        nesting = max(_nesting(model), _nesting(guide))
-        elbo = BOUNDS[self.bound, self.credit](
-            num_particles=self.num_particles,
-            vectorize_particles=self.num_particles > 1,
-            max_plate_nesting=nesting,
-        )
-        # A model is scored as it is; the messenger without rules only makes a module of it.
-        bound_model = model if isinstance(model, nn.Module) else Handled(model, EstimateMessenger(None, {}))
-        return bound_model, Handled(guide, EstimateMessenger(self.rule, {})), elbo
+        rule: Rule = RULES[self.rule]
+        if self.temperature is not None:
+            rule = replace(rule, temperature=self.temperature)  # type: ignore[call-arg]  # a Gumbel rule
+        options: dict[str, Any] = {
+            "num_particles": self.num_particles,
+            "vectorize_particles": self.num_particles > 1,
+            "max_plate_nesting": max(_nesting(model), _nesting(guide)),
+        }
+        if self.bound == "renyi":
+            options["alpha"] = 0.5 if self.alpha is None else self.alpha
+        if self.baseline in BASELINES:
+            options["baseline"] = BASELINES[self.baseline]()
+        elbo_class = DeltaELBO if self.baseline == DELTA else CLASSES[self.bound, self.credit, self.rule]
+        bound_model = Handled(model, RelaxedMessenger())
+        return bound_model, Handled(guide, EstimateMessenger(rule, {})), elbo_class(**options)
 
 
 def _nesting(program: Callable[..., Any]) -> float:
     return getattr(program, "max_plate_nesting", float("inf"))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the table of estimators.
-
-    Args:
-        estimator: The specification.
-        objective: The objective whose gradient is estimated.
-        needs: What the latent sites must offer.
-        reference: Whose estimator it is.
-    """
-
-    estimator: Estimator
-    objective: str
-    needs: str
-    reference: str
-
-
-_ROWS: dict[str, Row] = {
-    "pathwise": Row(
-        Estimator("pathwise"),
-        "ELBO",
-        "reparameterised draws",
-        "Kingma & Welling 2014, doi:10.48550/arXiv.1312.6114",
-    ),
-    "pathwise-kl": Row(
-        Estimator("pathwise", bound="elbo-kl"),
-        "ELBO",
-        "reparameterised draws, closed-form KL, top-down guide",
-        "Kingma & Welling 2014, doi:10.48550/arXiv.1312.6114",
-    ),
-    "score": Row(
-        Estimator("score"),
-        "ELBO",
-        "a log-probability",
-        "Ranganath, Gerrish & Blei 2014, doi:10.48550/arXiv.1401.0118",
-    ),
-    "score-graph": Row(
-        Estimator("score", credit="graph"),
-        "ELBO",
-        "a log-probability",
-        "Schulman et al. 2015, doi:10.48550/arXiv.1506.05254",
-    ),
-}
-
-
-def get(name: str | Estimator, **changes: Any) -> Estimator:
-    """The estimator of a name, with some of its parts changed: ``get("score", num_particles=8)``.
-
-    Args:
-        name: A name in `table`, or an `Estimator`, which is passed through.
-        changes: Fields of `Estimator` to change.
-
-    Raises:
-        ValueError: If the name is unknown, or the parts do not go together.
-    """
-    estimator = name if isinstance(name, Estimator) else choose(_ROWS, name, "estimator").estimator
-    return replace(estimator, **changes)
-
-
-def register(
-    name: str, estimator: Estimator, *, objective: str = "ELBO", needs: str = "", reference: str = ""
-) -> Estimator:
-    """Add a row to the table of names.
-
-    Args:
-        name: The new name.
-        estimator: What it stands for.
-        objective: The objective whose gradient is estimated.
-        needs: What the latent sites must offer.
-        reference: Whose estimator it is.
-
-    Returns:
-        The estimator.
-
-    Raises:
-        ValueError: If the name is taken by another estimator.
-    """
-    if name in _ROWS and _ROWS[name].estimator != estimator:
-        raise ValueError(f"expected a new name, {name!r} is {_ROWS[name].estimator}; choose another name")
-    _ROWS[name] = Row(estimator, objective, needs, reference)
-    return estimator
-
-
-def name_of(estimator: Estimator) -> str:
-    """The table's name of an estimator; for one that has none, its parts."""
-    for name, row in _ROWS.items():
-        usual = row.estimator.num_particles
-        if row.estimator == replace(estimator, num_particles=usual):
-            return name if estimator.num_particles == usual else f"{name}-{estimator.num_particles}"
-    return str(estimator)
-
-
-def table() -> pd.DataFrame:
-    """All named estimators: their parts, the objective of each, what it needs, and its reference.
-
-    Example:
-        >>> table().loc["score-graph", "credit"]
-        'graph'
-    """
-    rows = {
-        name: {
-            "rule": row.estimator.rule,
-            "bound": row.estimator.bound,
-            "credit": row.estimator.credit,
-            "baseline": row.estimator.baseline or "none",
-            "num_particles": row.estimator.num_particles,
-            "objective": row.objective,
-            "needs": row.needs,
-            "reference": row.reference,
-        }
-        for name, row in _ROWS.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")

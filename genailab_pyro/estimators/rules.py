@@ -1,59 +1,261 @@
 """How one latent site of a guide is differentiated.
 
 The gradient of an expectation under a guide ``q(z)`` can reach the guide's parameters along the path of a
-reparameterised draw, or through the score ``grad log q(z)``. Pyro asks a site's distribution for its `ScoreParts`
-and builds the surrogate from them; a rule answers that question, whatever the distribution would have said.
+reparameterised draw, or through the score ``grad log q(z)``; a discrete site can also be summed over, relaxed, or
+drawn in antithetic pairs. Pyro asks a site's distribution for its `ScoreParts` and builds the surrogate from them; a
+rule answers that question, whatever the distribution would have said.
 
 References:
     Schulman, Heess, Weber, Abbeel (2015). Gradient estimation using stochastic computation graphs.
     doi:10.48550/arXiv.1506.05254
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Delta, TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
-from torch.distributions import Distribution, kl_divergence, register_kl
+from pyro.distributions.torch_distribution import ExpandedDistribution
+from torch import Tensor
+from torch.distributions import Distribution, Independent, kl_divergence, register_kl
+from torch.nn.functional import softplus
 
 from genailab_pyro.nn import choose
+
+NOTHING = torch.Size()
 
 
 @dataclass(frozen=True)
 class Rule:
     """A way to differentiate one latent site.
 
-    Args:
+    Attributes:
         name: Name in the table of rules.
         reparameterised: Whether draws carry a path to the guide's parameters.
-        score_parts: Given the site's distribution and its value, the parts of Pyro's surrogate: the log-probability,
-            what multiplies the downstream cost, and what enters the bound as the entropy term.
+        needs: What a distribution must have so that it applies.
+        advice: What to use where it does not apply.
+        otherwise: Name of the rule of the other sites of the guide; None if there must be no others.
+        required: Whether at least one site of the guide must be one that it applies to.
+        infer: What Pyro is told at the site.
+        whole: Name of the estimator that the rule belongs to, as it needs a bound of its own; None for a rule that
+            can be given to a single site.
     """
 
-    name: str
-    reparameterised: bool
-    score_parts: Callable[[Distribution, Tensor], ScoreParts]
+    name: ClassVar[str]
+    reparameterised: ClassVar[bool]
+    needs: ClassVar[str] = "a log-probability"
+    advice: ClassVar[str] = ""
+    otherwise: ClassVar[str | None] = None
+    required: ClassVar[bool] = False
+    infer: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    whole: ClassVar[str | None] = None
+
+    def applies(self, base: Distribution) -> bool:
+        """Whether draws of this distribution can be differentiated by it."""
+        return True
+
+    def score_parts(self, base: Distribution, value: Tensor) -> ScoreParts:
+        """The log-probability, what multiplies the costs, and what enters the bound as the entropy term."""
+        raise NotImplementedError
+
+    def sample(self, base: TorchDistribution, shape: torch.Size) -> Tensor:
+        """A draw without a path."""
+        return base.sample(shape)
+
+    def rsample(self, base: TorchDistribution, shape: torch.Size) -> Tensor:
+        """A draw with a path."""
+        return base.rsample(shape)
+
+    def log_prob(self, base: Distribution, value: Tensor) -> Tensor:
+        """The log-probability of a draw."""
+        return base.log_prob(value)
 
 
-def _pathwise(base: Distribution, value: Tensor) -> ScoreParts:
-    log_prob = base.log_prob(value)
-    return ScoreParts(log_prob, 0.0, log_prob)
+class Pathwise(Rule):
+    """Along the path of a reparameterised draw."""
+
+    name = "pathwise"
+    reparameterised = True
+    needs = "reparameterised draws"
+    advice = "the rule 'score', or for a discrete site the estimator 'enum', 'gumbel' or 'score-loo'"
+
+    def applies(self, base: Distribution) -> bool:
+        """Whether it has reparameterised draws."""
+        return base.has_rsample
+
+    def score_parts(self, base: Distribution, value: Tensor) -> ScoreParts:
+        """No score; the entropy term is log q."""
+        log_prob = self.log_prob(base, value)
+        return ScoreParts(log_prob, 0.0, log_prob)
 
 
-def _score(base: Distribution, value: Tensor) -> ScoreParts:
-    # The entropy term's own gradient has mean zero, since E[grad log q] = 0: left out, it adds no variance.
-    log_prob = base.log_prob(value)
-    return ScoreParts(log_prob, log_prob, 0.0)
+class StickingTheLanding(Pathwise):
+    """Pathwise, less the score of log q, whose mean is zero: no variance where the guide is the posterior.
+
+    References:
+        Roeder, Wu, Duvenaud (2017). Sticking the landing. doi:10.48550/arXiv.1703.09194
+    """
+
+    name = "stl"
+
+    def score_parts(self, base: Distribution, value: Tensor) -> ScoreParts:
+        """The entropy term is log q with its parameters held fixed; only its derivative counts."""
+        log_prob = base.log_prob(value)
+        return ScoreParts(log_prob, 0.0, log_prob - base.log_prob(value.detach()))
+
+
+class DoublyReparameterised(Pathwise):
+    """Pathwise, where the bound turns the score that its importance weights would need into a path once more.
+
+    References:
+        Tucker, Lawson, Gu, Maddison (2019). Doubly reparameterized gradient estimators for Monte Carlo objectives.
+        doi:10.48550/arXiv.1810.04152
+    """
+
+    name = "dreg"
+    whole = "dreg"
+
+
+class Score(Rule):
+    """By the score of log q.
+
+    References:
+        Williams (1992). Simple statistical gradient-following algorithms. doi:10.1007/BF00992696
+    """
+
+    name = "score"
+    reparameterised = False
+
+    def score_parts(self, base: Distribution, value: Tensor) -> ScoreParts:
+        """The score is that of log q.
+
+        The entropy term's own gradient has mean zero, since E[grad log q] = 0: left out, it adds no variance.
+        """
+        log_prob = base.log_prob(value)
+        return ScoreParts(log_prob, log_prob, 0.0)
+
+
+class PathwiseOrScore(Pathwise):
+    """Pathwise where a site has reparameterised draws, by the score elsewhere."""
+
+    name = "pathwise-or-score"
+    otherwise = "score"
+
+
+class Enumerated(Score):
+    """A discrete site is summed over, in the guide; other sites are pathwise."""
+
+    name = "enumerated"
+    whole = "enum"
+    needs = "a support that can be listed"
+    advice = "the estimator 'pathwise', or 'score-loo' for a vector of bits, whose values are too many to list"
+    otherwise = "pathwise"
+    required = True
+    infer = MappingProxyType({"enumerate": "parallel"})
+
+    def applies(self, base: Distribution) -> bool:
+        """Whether its values can be listed."""
+        return base.has_enumerate_support
+
+
+@dataclass(frozen=True)
+class Gumbel(Pathwise):
+    """A discrete site is relaxed: one-hot vectors to the simplex, bits to the unit interval; others are pathwise.
+
+    The log-probability of a relaxed value ``y`` is ``sum_k y_k log p_k``, in the model and in the guide, which is the
+    exact one where ``y`` is a vertex.
+
+    Args:
+        temperature: Of the relaxation, above zero; lower is closer to discrete and scatters more.
+        hard: Whether the forward value is the nearest vertex, and only the path is that of the relaxed one.
+
+    References:
+        Jang, Gu, Poole (2017). Categorical reparameterization with Gumbel-softmax. doi:10.48550/arXiv.1611.01144
+        Maddison, Mnih, Teh (2017). The concrete distribution. doi:10.48550/arXiv.1611.00712
+    """
+
+    temperature: float = 0.5
+    hard: bool = False
+    name: ClassVar[str] = "gumbel"
+    needs: ClassVar[str] = "one-hot vectors (OneHotCategorical) or bits (Bernoulli)"
+    advice: ClassVar[str] = "the estimator 'pathwise', 'enum' or 'score-loo'"
+    otherwise: ClassVar[str | None] = "pathwise"
+    required: ClassVar[bool] = True
+
+    def applies(self, base: Distribution) -> bool:
+        """Whether it is over one-hot vectors or bits."""
+        return isinstance(innermost(base), (torch.distributions.OneHotCategorical, torch.distributions.Bernoulli))
+
+    def rsample(self, base: TorchDistribution, shape: torch.Size) -> Tensor:
+        """A relaxed draw, of the shape of a draw."""
+        inner = innermost(base)
+        logits = inner.logits.expand(base.shape(shape))
+        noise = -torch.empty_like(logits).exponential_().log()
+        if isinstance(inner, torch.distributions.Bernoulli):
+            other = -torch.empty_like(logits).exponential_().log()
+            soft = ((logits + noise - other) / self.temperature).sigmoid()
+            vertex = soft.round()
+        else:
+            soft = ((logits + noise) / self.temperature).softmax(-1)
+            vertex = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
+        return vertex.detach() + (soft - soft.detach()) if self.hard else soft
+
+    def log_prob(self, base: Distribution, value: Tensor) -> Tensor:
+        """Linear in the value."""
+        inner = innermost(base)
+        if isinstance(inner, torch.distributions.Bernoulli):
+            log_prob = value * inner.logits - softplus(inner.logits)
+        else:
+            log_prob = (value * inner.logits.log_softmax(-1)).sum(-1)
+        return log_prob.sum(list(range(inner.event_dim - base.event_dim, 0))) if inner is not base else log_prob
+
+
+class StraightThrough(Gumbel):
+    """Relaxed for the gradient only: the model sees one-hot vectors or bits."""
+
+    name = "st-gumbel"
+
+
+class Antithetic(Score):
+    """Bits are drawn in antithetic pairs of particles: by u in the first half of them, by 1 - u in the second.
+
+    References:
+        Dong, Mnih, Tucker (2020). DisARM: an antithetic gradient estimator for binary latent variables.
+        doi:10.48550/arXiv.2006.10680
+    """
+
+    name = "antithetic"
+    whole = "disarm"
+    needs = "bits (Bernoulli)"
+    advice = "the estimator 'enum' or 'score-loo'"
+
+    def applies(self, base: Distribution) -> bool:
+        """Whether it is over bits."""
+        return isinstance(innermost(base), torch.distributions.Bernoulli)
+
+    def sample(self, base: TorchDistribution, shape: torch.Size) -> Tensor:
+        """Pairs along the leftmost dimension, that of the particles."""
+        probs = innermost(base).probs.expand(base.shape(shape))
+        half = torch.rand_like(probs[: len(probs) // 2])
+        return (torch.cat([half, 1 - half]) < probs).to(probs.dtype)
 
 
 RULES: dict[str, Rule] = {
-    "pathwise": Rule("pathwise", True, _pathwise),
-    "score": Rule("score", False, _score),
+    rule.name: rule
+    for rule in (
+        Pathwise(),
+        StickingTheLanding(),
+        DoublyReparameterised(),
+        Score(),
+        PathwiseOrScore(),
+        Enumerated(),
+        Gumbel(),
+        StraightThrough(hard=True),
+        Antithetic(),
+    )
 }
 
 
@@ -68,16 +270,16 @@ class Estimated(TorchDistribution):
         rule: How it is differentiated.
 
     Raises:
-        ValueError: If the rule needs a reparameterised draw and the distribution has none.
+        ValueError: If the rule does not apply to the distribution.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch reads it as a class attribute)
 
     def __init__(self, base: TorchDistribution, rule: Rule) -> None:
-        if rule.reparameterised and not base.has_rsample:
+        if not rule.applies(base):
             raise ValueError(
-                f"expected a distribution with reparameterised draws for the rule {rule.name!r}, got "
-                f"{_kind(base)}; use the rule 'score'"
+                f"expected a distribution with {rule.needs} for the rule {rule.name!r}, got {kind(base)}; use "
+                f"{rule.advice}"
             )
         self.base = base
         self.rule = rule
@@ -112,18 +314,18 @@ class Estimated(TorchDistribution):
         """The same rule over a larger batch shape."""
         return Estimated(self.base.expand(batch_shape), self.rule)
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008  (torch's own signature)
+    def sample(self, sample_shape: torch.Size = NOTHING) -> Tensor:
         """Draw without a path to the parameters."""
         with torch.no_grad():
-            return self.base.sample(sample_shape)
+            return self.rule.sample(self.base, sample_shape)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+    def rsample(self, sample_shape: torch.Size = NOTHING) -> Tensor:
         """Draw with a path to the parameters."""
-        return self.base.rsample(sample_shape)
+        return self.rule.rsample(self.base, sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability under the base distribution."""
-        return self.base.log_prob(value)
+        """Log-probability under the base distribution, as the rule sees it."""
+        return self.rule.log_prob(self.base, value)
 
     def entropy(self) -> Tensor:
         """Entropy of the base distribution."""
@@ -140,89 +342,47 @@ class Estimated(TorchDistribution):
 
 @register_kl(Estimated, Distribution)
 def _kl_of_base(q: Estimated, p: Distribution) -> Tensor:
-    return kl_divergence(q.base, p)
+    return kl_divergence(q.base, unwrapped(p))
 
 
-def _kind(base: Distribution) -> str:
-    inner = base
-    while hasattr(inner, "base_dist"):
+def unwrapped(distribution: Distribution) -> Any:
+    """The distribution of a site, without its rule."""
+    return distribution.base if isinstance(distribution, Estimated) else distribution
+
+
+def innermost(distribution: Distribution) -> Any:
+    """The distribution of a site, without its rule and its event dimensions."""
+    inner = unwrapped(distribution)
+    while isinstance(inner, (Independent, ExpandedDistribution)):
         inner = inner.base_dist
-    return type(inner).__name__
+    return inner
 
 
-class EstimateMessenger(Messenger):
-    """Gives each latent site of a guide its rule: the one named at the site, else by its name, else the default.
-
-    Args:
-        default: Rule of the sites that are not named; None leaves them to what encloses the messenger, or to Pyro.
-        sites: Rule of each named site.
-    """
-
-    def __init__(self, default: str | None, sites: Mapping[str, str]) -> None:
-        super().__init__()
-        self.default = default
-        self.sites = dict(sites)
-
-    def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["is_observed"] or site_is_subsample(msg) or isinstance(msg["fn"], Estimated):
-            return
-        name = msg["infer"].get("estimator", self.sites.get(msg["name"], self.default))
-        if name is None:
-            return
-        rule = choose(RULES, name, f"the rule of the site {msg['name']!r}")
-        try:
-            msg["fn"] = Estimated(msg["fn"], rule)
-        except ValueError as error:
-            raise ValueError(f"site {msg['name']!r}: {error}") from None
+def kind(distribution: Distribution) -> str:
+    """The name of a site's kind of distribution."""
+    return type(innermost(distribution)).__name__
 
 
-class Handled(nn.Module):
-    """A program that always runs under a messenger, and shows the program's parameters as its own.
-
-    (`Messenger.__call__` makes a function, whose parameters torch cannot see.)
-
-    Args:
-        program: A Pyro model or guide, ideally an ``nn.Module``.
-        messenger: What it runs under.
-    """
-
-    def __init__(self, program: Callable[..., Any], messenger: Messenger) -> None:
-        super().__init__()
-        self.program = program
-        self.messenger = messenger
-
-    @property
-    def max_plate_nesting(self) -> float:
-        """Number of nested plates that the program declares, infinite where it does not say."""
-        return getattr(self.program, "max_plate_nesting", float("inf"))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program under the messenger."""
-        with self.messenger:
-            return self.program(*args, **kwargs)
+def is_normal(distribution: Distribution) -> bool:
+    """Whether a site has independent normal latents."""
+    return isinstance(innermost(distribution), torch.distributions.Normal)
 
 
-def estimate(default: str | None = None, **sites: str) -> Callable[[Callable[..., Any]], Handled]:
-    """Give the latent sites of a guide their rules: ``estimate(z="score", library="pathwise")(guide)``.
+def is_deterministic(distribution: Distribution) -> bool:
+    """Whether a site is a point, whose draws have nothing to be differentiated by a rule."""
+    return isinstance(innermost(distribution), Delta)
 
-    A rule named at the site, ``pyro.sample("z", ..., infer={"estimator": "score"})``, comes before one given here.
 
-    Args:
-        default: Rule of the sites that are not named.
-        sites: Name of the rule of each site.
-
-    Returns:
-        A function from a guide to an ``nn.Module`` that runs it under these rules.
+def site_rule(name: str, what: str = "a rule") -> Rule:
+    """The rule of a name, for a single site.
 
     Raises:
-        ValueError: If a rule is unknown.
-
-    Example:
-        >>> import pyro, pyro.distributions as dist
-        >>> guide = estimate(z="score")(lambda: pyro.sample("z", dist.Normal(torch.ones(1, requires_grad=True), 1.0)))
-        >>> guide().requires_grad
-        False
+        ValueError: If it is unknown, or belongs to a whole estimator.
     """
-    for rule in (*sites.values(), *([] if default is None else [default])):
-        choose(RULES, rule, "a rule")
-    return lambda guide: Handled(guide, EstimateMessenger(default, sites))
+    rule: Rule = choose(RULES, name, what)
+    if rule.whole is not None:
+        raise ValueError(
+            f"expected {what} that a single site can have, got {name!r}, which needs a bound of its own; use the "
+            f"estimator {rule.whole!r} for the guide"
+        )
+    return rule

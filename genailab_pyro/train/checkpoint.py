@@ -145,6 +145,8 @@ def save_state(folder: Path, run: Run) -> None:
         tensors["random.cuda"] = torch.cuda.get_rng_state(run.device)
     tensors |= {f"weights/{name}": value for name, value in run.vae.state_dict().items()}
     tensors |= {f"optimizer/{name}": value for name, value in run.optim.get_state().items()}
+    if run.baseline is not None:
+        tensors |= {f"baseline/{name}": value for name, value in run.baseline.state_dict().items()}
     if run.best_weights is not None:
         tensors |= {f"best/{name}": value for name, value in run.best_weights.items()}
     write_tensors(folder / STATE, tensors, asdict(run.record))
@@ -160,7 +162,7 @@ def restore_state(folder: Path, run: Run) -> None:
     path = folder / STATE
     remove_parts(path)
     tensors, note = read_tensors(path)
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "best": {}}
+    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "best": {}, "baseline": {}}
     for key, value in tensors.items():
         part, _, name = key.partition("/")
         if part in parts:
@@ -170,6 +172,8 @@ def restore_state(folder: Path, run: Run) -> None:
         run.best_weights = {name: value.clone() for name, value in run.vae.state_dict().items()}
     load_weights(run.vae, parts["weights"], path)
     try:
+        if run.baseline is not None:
+            run.baseline.load_state_dict(parts["baseline"])
         run.optim.set_state(parts["optimizer"])
         run.record = Record(**note)
         torch.set_rng_state(tensors["random"])

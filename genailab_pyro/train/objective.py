@@ -43,14 +43,15 @@ class Terms:
         The annealing weight is not part of them; the plate's factor is.
         """
         reconstruction = kl = 0.0
+        probabilities = _enumerated(guide_trace)
         for name, site in model_trace.nodes.items():
             if site["type"] != "sample":
                 continue
             weight = _plate_factor(site) / num_particles
             if site["is_observed"]:
-                reconstruction -= weight * site["unscaled_log_prob"].detach().sum().item()
+                reconstruction -= weight * (probabilities * site["unscaled_log_prob"].detach()).sum().item()
             else:
-                kl += weight * _site_kl(site, guide_trace.nodes[name])
+                kl += weight * _site_kl(site, guide_trace.nodes[name], probabilities)
         return cls(reconstruction / num_cells, kl / num_cells)
 
 
@@ -62,13 +63,23 @@ def _plate_factor(site: dict) -> float:
     return factor
 
 
-def _site_kl(model_site: dict, guide_site: dict) -> float:
+def _enumerated(guide_trace: Trace) -> Tensor | float:
+    """The probability of each combination of the values that are summed over; one where none are."""
+    sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
+    listed = [site["unscaled_log_prob"].detach().exp() for site in sites if site["infer"].get("enumerate")]
+    return math.prod(listed, start=1.0)  # type: ignore[call-overload]
+
+
+def _site_kl(model_site: dict, guide_site: dict, probabilities: Tensor | float) -> float:
     with torch.no_grad():
+        if guide_site["infer"].get("enumerate"):
+            # Its own probabilities are those of what it is summed over.
+            return (probabilities * (guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"])).sum().item()
         try:
             kl = kl_divergence(guide_site["fn"], model_site["fn"])
         except NotImplementedError:
             kl = guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"]
-        return kl.sum().item()
+        return (probabilities * kl).sum().item()
 
 
 class Objective:

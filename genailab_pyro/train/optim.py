@@ -27,9 +27,10 @@ class ModuleOptim(PyroOptim):
         learning_rate: Highest learning rate.
         weight_decay: Of parameters with two or more dimensions, inverse dispersions excepted.
         clip: Largest norm of the whole gradient; None for no clipping.
+        beside: A module that is stepped beside it, whose gradient is of another loss: neither decayed nor clipped.
 
     Attributes:
-        gradient_norm: Norm of the last gradient, before clipping.
+        gradient_norm: Norm of the last gradient of the module, before clipping.
 
     Raises:
         NonFiniteGradientError: On a step whose gradient is not finite.
@@ -44,6 +45,7 @@ class ModuleOptim(PyroOptim):
         learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         clip: float | None = None,
+        beside: nn.Module | None = None,
     ) -> None:
         kind = choose(OPTIMIZERS, optimizer, "optimizer")
         super().__init__(kind, {"lr": learning_rate})
@@ -51,11 +53,12 @@ class ModuleOptim(PyroOptim):
         decayed = [parameter for name, parameter in named if _is_decayed(name, parameter)]
         kept = [parameter for name, parameter in named if not _is_decayed(name, parameter)]
         self.parameters = [*decayed, *kept]
-        self._known = {id(parameter) for parameter in self.parameters}
+        others = [] if beside is None else [*beside.parameters()]
+        self._known = {id(parameter) for parameter in (*self.parameters, *others)}
         self.learning_rate = learning_rate
         self.clip = clip
         self.gradient_norm = 0.0
-        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": [*kept, *others], "weight_decay": 0.0}]
         self.optimizer = kind([group for group in groups if group["params"]], lr=learning_rate, fused=True)
 
     def __call__(self, params: Iterable[Tensor], *args: Any, **kwargs: Any) -> None:

@@ -91,6 +91,7 @@ class Run:
         self.annealed = Annealed()
         model, guide, elbo = estimator.bind(Handled(vae.model, self.annealed), Handled(vae.guide, self.annealed))
         self.model, self.guide = model, guide
+        self.baseline = None if elbo.baseline is None else elbo.baseline.to(self.device, self.dtype)
         self.objective = Objective(elbo, penalties)
         clip = None if training.gradient_clip is None else training.gradient_clip * len(self.train_cells)
         self.optim = ModuleOptim(
@@ -99,6 +100,7 @@ class Run:
             learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
             clip=clip,
+            beside=self.baseline,
         )
         self.svi = SVI(model, guide, self.optim, loss=self.objective.loss, loss_and_grads=self.objective.loss_and_grads)
         self.record = Record()

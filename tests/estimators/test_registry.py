@@ -25,17 +25,59 @@ def test_a_user_adds_a_row():
         estimators.register("pathwise", Estimator("score"))
 
 
+def test_what_a_row_does_not_offer_is_in_the_matrix_with_another_that_does():
+    matrix = estimators.matrix()
+    assert [*matrix.columns] == [*estimators.USES]
+    assert [*matrix.index] == [*estimators.table().index]
+    for use in matrix:
+        for answer in matrix[use][matrix[use] != "yes"]:
+            assert matrix.loc[answer.removeprefix("no: "), use] == "yes"
+
+
+def test_a_number_of_particles_below_the_least_is_refused():
+    for name, row in estimators.table().iterrows():
+        assert estimators.get(name, num_particles=row["least_particles"]).num_particles == row["least_particles"]
+        if row["least_particles"] > 1:
+            with pytest.raises(ValueError, match="expected num_particles of at least 2"):
+                estimators.get(name, num_particles=1)
+
+
+def test_an_estimator_shows_its_parts():
+    assert str(Estimator("gumbel", temperature=0.3)).endswith("baseline=None, temperature=0.3)")
+    assert "temperature" not in str(Estimator("gumbel"))
+
+
 def test_an_estimator_has_a_name_to_be_shown():
     assert estimators.name_of(Estimator("score", credit="graph")) == "score-graph"
     assert estimators.name_of(Estimator("score", num_particles=4)) == "score-4"
+    assert estimators.name_of(estimators.get("score-loo")) == "score-loo"
+    assert estimators.name_of(estimators.get("iwae", num_particles=4)) == "iwae-4"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"rule": "reinforce"}, "rule to be one of 'pathwise', 'score', got 'reinforce'"),
-        ({"bound": "renyi"}, "got bound='renyi'"),
-        ({"rule": "score", "bound": "elbo-kl"}, "no gradient; use the estimator 'score'"),
+        ({"rule": "reinforce"}, "rule to be one of 'pathwise', 'stl'.*got 'reinforce'"),
+        ({"bound": "reny"}, "bound to be one of 'elbo', 'elbo-kl', 'importance-weighted', 'renyi', got 'reny'"),
+        ({"credit": "tree"}, "credit to be one of 'plates', 'graph', got 'tree'"),
+        ({"bound": "renyi"}, "Renyi's bound, which is the ELBO with one, got 1; use num_particles=8"),
+        ({"bound": "renyi", "num_particles": 4, "alpha": 1}, "expected alpha, other than 1"),
+        ({"alpha": 0.5}, "for bound='renyi' only"),
+        ({"temperature": 0.5}, "for a Gumbel rule only"),
+        ({"rule": "gumbel", "temperature": 0.0}, "above zero"),
+        ({"rule": "stl", "bound": "importance-weighted"}, "biased under importance weights: use the estimator 'dreg'"),
+        ({"rule": "stl", "bound": "elbo-kl"}, "use the estimator 'pathwise-kl'"),
+        ({"rule": "dreg"}, "use the estimator 'stl'"),
+        ({"rule": "score", "bound": "renyi", "num_particles": 4}, "use the estimator 'vimco'"),
+        ({"rule": "enumerated"}, "use the estimator 'enum'"),
+        ({"rule": "gumbel", "bound": "elbo-kl"}, "use the estimator 'gumbel'"),
+        ({"rule": "antithetic", "num_particles": 1}, "at least 2 for antithetic pairs"),
+        ({"rule": "antithetic", "num_particles": 3}, "an even num_particles"),
+        ({"rule": "score", "baseline": "leave-one-out"}, "at least 2 for the baseline 'leave-one-out', got 1"),
+        ({"rule": "gumbel", "baseline": "constant"}, "has no score, got 'constant'; leave it out"),
+        ({"rule": "pathwise", "bound": "importance-weighted", "baseline": "constant"}, "has no score"),
+        ({"rule": "score", "bound": "importance-weighted", "baseline": "constant"}, "use the estimator 'vimco'"),
+        ({"rule": "score", "credit": "graph", "baseline": "delta"}, "use the baseline 'leave-one-out'"),
         ({"num_particles": 0}, "at least one, got 0"),
         ({"num_particles": True}, "at least one, got True"),
         ({"baseline": "average"}, "got 'average'"),
@@ -47,5 +89,5 @@ def test_what_cannot_work_is_refused_at_once(arguments, message):
 
 
 def test_an_unknown_name_is_answered_with_the_known():
-    with pytest.raises(ValueError, match=r"'pathwise', 'pathwise-kl', 'score'.*got 'pathwize'"):
+    with pytest.raises(ValueError, match=r"'pathwise', 'pathwise-kl', 'stl', 'score'.*got 'pathwize'"):
         estimators.get("pathwize")

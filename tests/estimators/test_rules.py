@@ -105,7 +105,7 @@ def test_svi_and_the_torch_module_give_the_same_gradient(conjugate, estimator, n
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", ["pathwise", "stl", "dreg", "score", "pathwise-or-score"])
 def test_expand_keeps_the_rule(rule):
     loc = torch.zeros(3, requires_grad=True)
     site = Estimated(dist.Normal(loc, 1.0).to_event(1), RULES[rule]).expand([5, 4])
@@ -146,5 +146,5 @@ def test_a_discrete_site_refuses_the_pathwise_rule_and_is_named():
 
 
 def test_an_unknown_rule_is_refused_at_once():
-    with pytest.raises(ValueError, match="'pathwise', 'score', got 'reinforce'"):
+    with pytest.raises(ValueError, match="'pathwise', 'stl', .*got 'reinforce'"):
         estimate(z="reinforce")

@@ -1,0 +1,249 @@
+"""Importance-weighted bounds: of the likelihood (IWAE), and of Renyi's divergence, for every element of a plate.
+
+For K draws of a cell with weights ``log w_k = log p(x | z_k) + beta (log p(z_k) - log q(z_k))`` they are
+
+    L = log 1/K sum_k w_k,        L_alpha = 1 / (1 - alpha) log 1/K sum_k w_k^(1 - alpha),
+
+and the factor of sub-sampling multiplies them after the logarithm.
+
+References:
+    Burda, Grosse, Salakhutdinov (2016). Importance weighted autoencoders. doi:10.48550/arXiv.1509.00519
+    Li, Turner (2016). Renyi divergence variational inference. doi:10.48550/arXiv.1602.02311
+    Mnih, Rezende (2016). Variational inference for Monte Carlo objectives. doi:10.48550/arXiv.1602.06725
+    Tucker, Lawson, Gu, Maddison (2019). Doubly reparameterized gradient estimators for Monte Carlo objectives.
+    doi:10.48550/arXiv.1810.04152
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.distributions.util import sum_rightmost
+from pyro.infer import Trace_ELBO
+from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from genailab_pyro.estimators.bounds import WatchedELBO
+from genailab_pyro.estimators.credit import PARTICLES, latent_sites, observed_sites, plate_factor
+from genailab_pyro.estimators.rules import Estimated, unwrapped
+
+LogWeights = Float[Tensor, "particles *plates"]
+
+
+class WeightedELBO(WatchedELBO, Trace_ELBO):
+    """Base of the bounds of K importance weights per element of the plates that hold the latents.
+
+    Every latent must be in the same plates, inside which the observed sites are, and have the same rule.
+
+    Args:
+        alpha: Order of Renyi's divergence, not one; zero for the importance-weighted bound of the likelihood.
+        options: Those of `WatchedELBO`.
+    """
+
+    def __init__(self, *, alpha: float = 0.0, **options: Any) -> None:
+        super().__init__(**options)
+        self.alpha = alpha
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """The negative bound, whose derivative is that of the surrogate; a scalar, in nats."""
+        ((model_trace, guide_trace),) = self._get_traces(model, guide, args, kwargs)
+        factor = _check_places(model_trace, guide_trace)
+        log_weights = self.log_weights(model_trace, guide_trace)
+        value, surrogate = self.bound(log_weights), self.surrogate(log_weights, guide_trace)
+        return factor * (-value.sum().detach() - (surrogate.sum() - surrogate.sum().detach()))
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The negative bound, in nats."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def bound(self, log_weights: LogWeights) -> Float[Tensor, "*plates"]:
+        """The bound of each element of the plates."""
+        power = 1 - self.alpha
+        return ((power * log_weights).logsumexp(0) - math.log(len(log_weights))) / power
+
+    def surrogate(self, log_weights: LogWeights, guide_trace: Trace) -> Float[Tensor, "*plates"]:
+        """What has the derivative of the bound in expectation: along paths, the bound itself."""
+        return self.bound(log_weights)
+
+    def log_weights(self, model_trace: Trace, guide_trace: Trace) -> LogWeights:
+        """Log weights of the particles, without the factor of sub-sampling."""
+        frames = _data_frames(next(iter(latent_sites(guide_trace).values())))
+        total: Any = 0.0
+        for site in (*latent_sites(model_trace).values(), *observed_sites(model_trace).values()):
+            total = total + self.reduced(site, site["log_prob"] / plate_factor(site), frames)
+        for site in latent_sites(guide_trace).values():
+            total = total - self.reduced(site, site["log_prob"] / plate_factor(site), frames)
+        return total
+
+    def reduced(self, site: Any, terms: Tensor, frames: frozenset) -> LogWeights:
+        """Terms of a site, summed to the particles and the plates of the latents."""
+        terms = terms.expand(site["fn"].batch_shape)
+        inner = [frame.dim for frame in site["cond_indep_stack"] if _is_data(frame) and frame not in frames]
+        terms = terms.sum(inner, keepdim=True) if inner else terms
+        return terms if self.num_particles > 1 else terms.unsqueeze(0)
+
+
+class VimcoELBO(WeightedELBO):
+    """The importance-weighted bound by the scores of its draws.
+
+    The score of a draw multiplies the bound; with the baseline, less what the bound would be if the draw's log weight
+    were the mean of the others'.
+    """
+
+    def surrogate(self, log_weights: LogWeights, guide_trace: Trace) -> Float[Tensor, "*plates"]:
+        """The bound, whose derivative is that of the weights, and the scores."""
+        value = self.bound(log_weights)
+        signal = value.detach().expand_as(log_weights)
+        if self.baseline is not None:
+            signal = signal - _without_each(log_weights.detach())
+        frames = _data_frames(next(iter(latent_sites(guide_trace).values())))
+        scores: Any = 0.0
+        for site in latent_sites(guide_trace).values():
+            scores = scores + self.reduced(site, site["score_parts"].score_function, frames)
+        return value + (signal * scores).sum(0)
+
+
+def _without_each(log_weights: LogWeights) -> LogWeights:
+    """The bound with each log weight replaced by the mean of the others'."""
+    number = len(log_weights)
+    means = (log_weights.sum(0) - log_weights) / (number - 1)
+    weights = log_weights.expand(number, *log_weights.shape).clone()
+    weights[range(number), range(number)] = means
+    return weights.logsumexp(1) - math.log(number)
+
+
+class DoublyReparameterisedELBO(WeightedELBO):
+    """The importance-weighted bound along paths, without the score of the weights.
+
+    With normalised weights ``v_k`` the derivative in the guide is ``sum_k ((1 - beta) v_k + beta v_k^2) d log w_k / dz_k
+    dz_k``, the parameters of log q held fixed; that in the model is the usual one.
+    """
+
+    def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+        self.drawn = {name: site["value"] for name, site in latent_sites(guide_trace).items()}
+        self.factors: list[Tensor] = []
+        for site in latent_sites(guide_trace).values():
+            site["value"] = self._weighed(site["value"])
+        replayed = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        model_trace = prune_subsample_sites(replayed)
+        model_trace.compute_log_prob()
+        guide_trace.compute_score_parts()
+        for watcher in self.watchers:
+            watcher(model_trace, guide_trace)
+        return model_trace, guide_trace
+
+    def _weighed(self, value: Tensor) -> Tensor:
+        """The same value, of which the derivative is multiplied by the factor that is known only later."""
+
+        def weigh(slope: Tensor) -> Tensor:
+            (factor,) = self.factors
+            return slope * factor.reshape(*factor.shape, *[1] * (slope.dim() - factor.dim()))
+
+        seen = value.view_as(value)
+        if seen.requires_grad:
+            seen.register_hook(weigh)
+        return seen
+
+    def surrogate(self, log_weights: LogWeights, guide_trace: Trace) -> Float[Tensor, "*plates"]:
+        """The weighted log weights, in which log q depends on its draw alone."""
+        weights = log_weights.detach().softmax(0)
+        beta = _beta(guide_trace)
+        factor = (1 - beta) + beta * weights
+        self.factors = [factor if self.num_particles > 1 else factor.squeeze(0)]
+        frames = _data_frames(next(iter(latent_sites(guide_trace).values())))
+        # log q, less what its parameters contribute to its derivative.
+        fixed: Any = 0.0
+        for name, site in latent_sites(guide_trace).items():
+            by_parameters = unwrapped(site["fn"]).log_prob(site["value"].detach())
+            by_parameters = by_parameters - self._upstream(name, by_parameters, guide_trace)
+            fixed = fixed + self.reduced(site, by_parameters * beta, frames)
+        return (weights * (log_weights + fixed)).sum(0)
+
+    def _upstream(self, name: str, log_q: Tensor, guide_trace: Trace) -> Tensor:
+        """What log q contributes through the latents that its parameters depend on, linear in these."""
+        names = [*self.drawn]
+        earlier = names[: names.index(name)]
+        if not earlier or not torch.is_grad_enabled() or not log_q.requires_grad:
+            return torch.zeros_like(log_q)
+        slopes = _partial([self.drawn[other] for other in earlier], log_q.sum())
+        linear = torch.zeros_like(log_q)
+        for other, slope in zip(earlier, slopes, strict=True):
+            if slope is not None:
+                value = guide_trace.nodes[other]["value"]
+                term = slope.detach() * (value - value.detach())
+                linear = linear + sum_rightmost(term, guide_trace.nodes[other]["fn"].event_dim)
+        return linear
+
+
+def _partial(values: list[Tensor], output: Tensor) -> list[Tensor | None]:
+    """Derivatives of an output in values of which each may depend on those before it, the others held fixed."""
+    slopes = list(torch.autograd.grad(output, values, retain_graph=True, allow_unused=True))
+    for position in reversed(range(len(values))):
+        later = [
+            (values[other], slopes[other]) for other in range(position + 1, len(values)) if slopes[other] is not None
+        ]
+        if slopes[position] is None or not later:
+            continue
+        outputs, weights = zip(*later, strict=True)
+        (through,) = torch.autograd.grad(outputs, values[position], weights, retain_graph=True, allow_unused=True)
+        slopes[position] = slopes[position] if through is None else slopes[position] - through
+    return slopes
+
+
+def _beta(guide_trace: Trace) -> float:
+    """The weight of the KL, the same for all latents."""
+    betas = {round(float(site["scale"]) / plate_factor(site), 9) for site in latent_sites(guide_trace).values()}
+    if len(betas) > 1:
+        raise ValueError(
+            f"expected one weight of the KL for all latents beside the rule 'dreg', got {sorted(betas)}; use the "
+            "estimator 'iwae'"
+        )
+    return betas.pop()
+
+
+def _is_data(frame: Any) -> bool:
+    return frame.vectorized and frame.name != PARTICLES
+
+
+def _data_frames(site: Any) -> frozenset:
+    return frozenset(frame for frame in site["cond_indep_stack"] if _is_data(frame))
+
+
+def _check_places(model_trace: Trace, guide_trace: Trace) -> float:
+    """The factor of sub-sampling of the latents, which must be the same, and hold all that is observed."""
+    latents, observed = latent_sites(guide_trace), observed_sites(model_trace)
+    places = {name: _data_frames(site) for name, site in latents.items()}
+    first, frames = next(iter(places.items()))
+    strays = [name for name, place in places.items() if place != frames]
+    strays += [first for site in observed.values() if not frames and _data_frames(site)][:1]
+    outside = [name for name, site in observed.items() if not frames <= _data_frames(site)]
+    if strays or outside:
+        raise ValueError(
+            f"expected every latent in the plate of the data, and every observation inside it, for a bound of "
+            f"importance weights; {', '.join(map(repr, strays + outside))} is not; use the estimator 'pathwise' (or "
+            "'score-loo'), whose costs are sums"
+        )
+    for name, site in observed.items():
+        thinned = [frame.name for frame in _data_frames(site) - frames if frame.full_size not in (None, frame.size)]
+        if thinned:
+            raise ValueError(
+                f"expected all of the plate {thinned[0]!r} inside a bound of importance weights, {name!r} has a "
+                "sub-sample of it, whose factor would stand inside the logarithm; use the estimator 'pathwise'"
+            )
+    _check_rules(latents)
+    return plate_factor(latents[first])
+
+
+def _check_rules(latents: dict[str, Any]) -> None:
+    rules = {name: site["fn"].rule.name for name, site in latents.items() if isinstance(site["fn"], Estimated)}
+    if len(set(rules.values())) > 1:
+        raise ValueError(
+            f"expected one rule for all latents in a bound of importance weights, got {rules}; use the estimator "
+            "'pathwise' or 'score', whose sites may have different ones"
+        )
