@@ -35,7 +35,7 @@ Losses = tuple[Any, Any]
 
 
 class BoundModule(ELBOModule):
-    """A bound of a pair of programs as a torch module: its call is a loss, its parameters are theirs and the baseline's.
+    """A bound of a pair of programs as a torch module, with their parameters and the baseline's; its call is a loss.
 
     Args:
         model: The generative program.
@@ -314,6 +314,6 @@ class AntitheticELBO(TraceELBO):
 def _check_one_layer(name: str, logits: Tensor, half: int) -> None:
     if not torch.equal(logits[:half], logits[half:]):
         raise ValueError(
-            f"expected one layer of bits, whose logits are the same in each pair of particles; those of {name!r} depend "
-            "on another latent; use the estimator 'score-loo'"
+            f"expected one layer of bits, whose logits are the same in each pair of particles; those of {name!r} "
+            "depend on another latent; use the estimator 'score-loo'"
         )

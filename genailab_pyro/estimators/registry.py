@@ -118,8 +118,8 @@ class Estimator:
         scored = self.rule in ("score", "pathwise-or-score", "pathwise", "stl") and self.bound != "renyi"
         if not scored or (self.bound == "importance-weighted" and self.rule != "score"):
             raise ValueError(
-                f"expected no baseline for the rule {self.rule!r} under the bound {self.bound!r}, which has no score, got "
-                f"{self.baseline!r}; leave it out, or use the estimator 'score-loo'"
+                f"expected no baseline for the rule {self.rule!r} under the bound {self.bound!r}, which has no score, "
+                f"got {self.baseline!r}; leave it out, or use the estimator 'score-loo'"
             )
         if self.bound == "importance-weighted" and self.baseline != "leave-one-out":
             raise ValueError(
@@ -165,9 +165,9 @@ class Estimator:
     def _why_more(self) -> str:
         if self.rule == "antithetic":
             return "antithetic pairs"
-        return (
-            "Renyi's bound, which is the ELBO with one" if self.bound == "renyi" else f"the baseline {self.baseline!r}"
-        )
+        if self.bound == "renyi":
+            return "Renyi's bound, which is the ELBO with one"
+        return f"the baseline {self.baseline!r}"
 
     @property
     def reparameterised(self) -> bool:

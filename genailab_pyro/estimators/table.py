@@ -11,8 +11,8 @@ from genailab_pyro.estimators.rules import RULES
 from genailab_pyro.nn import choose
 
 USES = ("beta", "sub-sampling", "mixed rules", "hierarchy", "global latent", "discrete site")
-"""What an estimator may be used with: a weight of the KL, sub-sampled plates, a rule of its own for a site, latents that
-depend on latents, a latent outside the plate of the data, a discrete latent."""
+"""What an estimator may be used with: a weight of the KL, sub-sampled plates, a rule of its own for a site, latents
+that depend on latents, a latent outside the plate of the data, a discrete latent."""
 _PATHS = {"discrete site": "enum"}
 _WEIGHTED = {"mixed rules": "pathwise", "global latent": "pathwise"}
 

@@ -120,8 +120,9 @@ def _without_each(log_weights: LogWeights) -> LogWeights:
 class DoublyReparameterisedELBO(WeightedELBO):
     """The importance-weighted bound along paths, without the score of the weights.
 
-    With normalised weights ``v_k`` the derivative in the guide is ``sum_k ((1 - beta) v_k + beta v_k^2) d log w_k / dz_k
-    dz_k``, the parameters of log q held fixed; that in the model is the usual one.
+    With normalised weights ``v_k`` the derivative in the guide is
+    ``sum_k ((1 - beta) v_k + beta v_k^2) d log w_k / dz_k dz_k``, the parameters of log q held fixed; that in the model
+    is the usual one.
     """
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -183,15 +184,19 @@ class DoublyReparameterisedELBO(WeightedELBO):
 
 def _partial(values: list[Tensor], output: Tensor) -> list[Tensor | None]:
     """Derivatives of an output in values of which each may depend on those before it, the others held fixed."""
-    slopes = list(torch.autograd.grad(output, values, retain_graph=True, allow_unused=True))
+    slopes: list[Any] = [*torch.autograd.grad(output, values, retain_graph=True, allow_unused=True)]
     for position in reversed(range(len(values))):
-        later = [
-            (values[other], slopes[other]) for other in range(position + 1, len(values)) if slopes[other] is not None
-        ]
+        later = [other for other in range(position + 1, len(values)) if slopes[other] is not None]
         if slopes[position] is None or not later:
             continue
-        outputs, weights = zip(*later, strict=True)
-        (through,) = torch.autograd.grad(outputs, values[position], weights, retain_graph=True, allow_unused=True)
+        # A total derivative holds what goes through the later values; their own are partial already.
+        (through,) = torch.autograd.grad(
+            [values[other] for other in later],
+            values[position],
+            [slopes[other] for other in later],
+            retain_graph=True,
+            allow_unused=True,
+        )
         slopes[position] = slopes[position] if through is None else slopes[position] - through
     return slopes
 

@@ -67,7 +67,10 @@ def _enumerated(guide_trace: Trace) -> Tensor | float:
     """The probability of each combination of the values that are summed over; one where none are."""
     sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
     listed = [site["unscaled_log_prob"].detach().exp() for site in sites if site["infer"].get("enumerate")]
-    return math.prod(listed, start=1.0)  # type: ignore[call-overload]
+    probabilities: Tensor | float = 1.0
+    for listing in listed:
+        probabilities = probabilities * listing
+    return probabilities
 
 
 def _site_kl(model_site: dict, guide_site: dict, probabilities: Tensor | float) -> float:

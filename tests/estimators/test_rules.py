@@ -146,5 +146,5 @@ def test_a_discrete_site_refuses_the_pathwise_rule_and_is_named():
 
 
 def test_an_unknown_rule_is_refused_at_once():
-    with pytest.raises(ValueError, match="'pathwise', 'stl', .*got 'reinforce'"):
+    with pytest.raises(ValueError, match=r"'pathwise', 'stl', .*got 'reinforce'"):
         estimate(z="reinforce")
