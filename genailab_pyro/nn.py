@@ -146,6 +146,12 @@ def _read(value: Any, parts: dict[int, Declared]) -> Any:
     return value
 
 
+def beside(first: Float[Tensor, "*rows one"], second: Float[Tensor, "*#rows two"]) -> Float[Tensor, "*rows both"]:
+    """Two tensors put side by side in their last dimension, broadcast over the others."""
+    shape = torch.broadcast_shapes(first.shape[:-1], second.shape[:-1])
+    return torch.cat([first.expand(*shape, -1), second.expand(*shape, -1)], dim=-1)
+
+
 class MLP(Declared):
     """Multilayer perceptron: linear, norm, activation, dropout for each hidden width.
 
@@ -205,8 +211,7 @@ class MLP(Declared):
             if condition is None or condition.shape[-1] != self.condition_dim:
                 got = "none" if condition is None else f"one of width {condition.shape[-1]}"
                 raise ValueError(f"expected a condition of width {self.condition_dim}, got {got}")
-            shape = torch.broadcast_shapes(inputs.shape[:-1], condition.shape[:-1])
-            inputs = torch.cat([inputs.expand(*shape, -1), condition.expand(*shape, -1)], dim=-1)
+            inputs = beside(inputs, condition)
         # BatchNorm1d knows only [rows, width]; flattening changes nothing for the other layers.
         rows = self.layers(inputs.reshape(-1, inputs.shape[-1]))
         return rows.reshape(*inputs.shape[:-1], self.output_dim)

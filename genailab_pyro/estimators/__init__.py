@@ -11,7 +11,7 @@ from genailab_pyro.estimators.bounds import (
 from genailab_pyro.estimators.credit import ScoreSite
 from genailab_pyro.estimators.programs import Handled, estimate
 from genailab_pyro.estimators.registry import Estimator
-from genailab_pyro.estimators.rules import Estimated, Rule
+from genailab_pyro.estimators.rules import Estimated, EstimatorError, Rule, closed_form_kl
 from genailab_pyro.estimators.table import USES, get, matrix, name_of, register, table
 from genailab_pyro.estimators.weighted import WeightedELBO
 
@@ -20,6 +20,7 @@ __all__ = [
     "Baseline",
     "Estimated",
     "Estimator",
+    "EstimatorError",
     "Handled",
     "Rule",
     "ScoreSite",
@@ -29,6 +30,7 @@ __all__ = [
     "TraceMeanFieldELBO",
     "WatchedELBO",
     "WeightedELBO",
+    "closed_form_kl",
     "estimate",
     "get",
     "matrix",

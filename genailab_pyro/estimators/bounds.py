@@ -16,7 +16,6 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 
 from genailab_pyro.estimators.baselines import Baseline
 from genailab_pyro.estimators.credit import (
@@ -28,7 +27,7 @@ from genailab_pyro.estimators.credit import (
     observed_sites,
     score_sites,
 )
-from genailab_pyro.estimators.rules import innermost, is_normal, kind, unwrapped
+from genailab_pyro.estimators.rules import EstimatorError, closed_form_kl, innermost, is_normal, kind, unwrapped
 
 Watcher = Callable[[Trace, Trace], None]
 Losses = tuple[Any, Any]
@@ -196,7 +195,7 @@ class TraceMeanFieldELBO(WatchedELBO, TraceMeanField_ELBO):
         auxiliary = {name: site for name, site in latent_sites(guide_trace).items() if name not in drawn}
         order = [name for name in latent_sites(guide_trace) if name not in auxiliary]
         if order != drawn:
-            raise ValueError(
+            raise EstimatorError(
                 f"expected a guide that draws the sites in the model's order {drawn} for a KL in closed form, got "
                 f"{order}: a site must not depend, in the model, on one that the guide draws after it; draw them in "
                 "that order, or use the estimator 'pathwise' (or 'score')"
@@ -224,10 +223,10 @@ class TraceMeanFieldELBO(WatchedELBO, TraceMeanField_ELBO):
 
 def _kl(name: str, guide_site: Any, model_site: Any) -> Tensor:
     try:
-        kl = kl_divergence(guide_site["fn"], model_site["fn"])
+        kl = closed_form_kl(guide_site["fn"], model_site["fn"])
     except NotImplementedError:
         pair = f"{kind(guide_site['fn'])} and {kind(model_site['fn'])}"
-        raise ValueError(
+        raise EstimatorError(
             f"expected a guide and a prior of {name!r} whose KL has a closed form, got {pair}; use the estimator "
             "'pathwise' (or 'score'), which draws it"
         ) from None
@@ -253,7 +252,7 @@ class DeltaELBO(TraceELBO):
         latents = latent_sites(guide_trace)
         if len(latents) != 1 or not all(is_normal(site["fn"]) for site in latents.values()):
             found = ", ".join(f"{name!r} ({kind(site['fn'])})" for name, site in latents.items())
-            raise ValueError(
+            raise EstimatorError(
                 f"expected one normal latent site for the baseline 'delta', got {found}; use the estimator 'score-loo'"
             )
         ((name, site),) = latents.items()
@@ -313,7 +312,7 @@ class AntitheticELBO(TraceELBO):
 
 def _check_one_layer(name: str, logits: Tensor, half: int) -> None:
     if not torch.equal(logits[:half], logits[half:]):
-        raise ValueError(
+        raise EstimatorError(
             f"expected one layer of bits, whose logits are the same in each pair of particles; those of {name!r} "
             "depend on another latent; use the estimator 'score-loo'"
         )

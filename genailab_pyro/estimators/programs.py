@@ -7,7 +7,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import nn
 
-from genailab_pyro.estimators.rules import RULES, Estimated, Rule, is_deterministic, kind, site_rule
+from genailab_pyro.estimators.rules import RULES, Estimated, EstimatorError, Rule, is_deterministic, kind, site_rule
 
 
 class EstimateMessenger(Messenger):
@@ -16,10 +16,12 @@ class EstimateMessenger(Messenger):
     Args:
         default: Rule of the sites that are not named; None leaves them to what encloses the messenger, or to Pyro.
         sites: Name of the rule of each named site.
+        advice: What to use where the rule of a site does not apply; None for what the rule says itself.
     """
 
-    def __init__(self, default: Rule | None, sites: Mapping[str, str]) -> None:
+    def __init__(self, default: Rule | None, sites: Mapping[str, str], advice: str | None = None) -> None:
         super().__init__()
+        self.advice = advice
         self.default = default
         self.sites = dict(sites)
         self.passed: list[str] = []
@@ -33,7 +35,7 @@ class EstimateMessenger(Messenger):
         result = super().__exit__(exc_type, exc_value, traceback)
         rule = self.default
         if exc_type is None and rule is not None and rule.required and not self.applied:
-            raise ValueError(
+            raise EstimatorError(
                 f"expected a latent site with {rule.needs} for the rule {rule.name!r}, the guide has only "
                 f"{', '.join(self.passed) or 'sites with rules of their own'}; use {rule.advice}"
             )
@@ -47,14 +49,13 @@ class EstimateMessenger(Messenger):
         rule = self.default if named is None else site_rule(named, f"the rule of the site {msg['name']!r}")
         if rule is None:
             return
-        if rule.otherwise is not None and named is None and not rule.applies(base):
+        self.applied |= named is None and rule.applies(base)
+        if rule.otherwise is not None and not rule.applies(base) and RULES[rule.otherwise].applies(base):
             self.passed.append(f"{msg['name']!r} ({kind(base)})")
             rule = RULES[rule.otherwise]
-        self.applied |= named is None and rule is self.default
-        try:
-            msg["fn"] = Estimated(base, rule)
-        except ValueError as error:
-            raise ValueError(f"site {msg['name']!r}: {error}") from None
+        if not rule.applies(base):
+            raise EstimatorError(f"site {msg['name']!r}: {rule.refusal(base, self.advice)}")
+        msg["fn"] = Estimated(base, rule)
         msg["infer"] = {**msg["infer"], **rule.infer}
 
 

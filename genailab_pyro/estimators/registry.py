@@ -214,7 +214,8 @@ class Estimator:
             options["baseline"] = BASELINES[self.baseline]()
         elbo_class = DeltaELBO if self.baseline == DELTA else CLASSES[self.bound, self.credit, self.rule]
         bound_model = Handled(model, RelaxedMessenger())
-        return bound_model, Handled(guide, EstimateMessenger(rule, {})), elbo_class(**options)
+        advice = None if BOUNDS[self.bound] == "ELBO" else "the estimator 'vimco'"
+        return bound_model, Handled(guide, EstimateMessenger(rule, {}, advice)), elbo_class(**options)
 
 
 def _nesting(program: Callable[..., Any]) -> float:

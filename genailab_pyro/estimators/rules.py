@@ -19,6 +19,7 @@ import torch
 from pyro.distributions import Delta, TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
 from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence, register_kl
 from torch.nn.functional import softplus
@@ -26,6 +27,14 @@ from torch.nn.functional import softplus
 from genailab_pyro.nn import choose
 
 NOTHING = torch.Size()
+
+
+class EstimatorError(ValueError):
+    """An estimator that cannot be used with a model and a guide; the message names one that can."""
+
+    def __init__(self, message: str) -> None:
+        # Pyro raises what a program has raised once more, with the shapes of its sites behind it.
+        super().__init__(message.split("\n")[0])
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,13 @@ class Rule:
     def applies(self, base: Distribution) -> bool:
         """Whether draws of this distribution can be differentiated by it."""
         return True
+
+    def refusal(self, base: Distribution, advice: str | None = None) -> EstimatorError:
+        """What is said where it does not apply, with what to use instead."""
+        return EstimatorError(
+            f"expected a distribution with {self.needs} for the rule {self.name!r}, got {kind(base)}; use "
+            f"{advice or self.advice}"
+        )
 
     def score_parts(self, base: Distribution, value: Tensor) -> ScoreParts:
         """The log-probability, what multiplies the costs, and what enters the bound as the entropy term."""
@@ -210,7 +226,7 @@ class Gumbel(Pathwise):
             log_prob = value * inner.logits - softplus(inner.logits)
         else:
             log_prob = (value * inner.logits.log_softmax(-1)).sum(-1)
-        return log_prob.sum(list(range(inner.event_dim - base.event_dim, 0))) if inner is not base else log_prob
+        return sum_rightmost(log_prob, len(base.event_shape) - len(inner.event_shape))
 
 
 class StraightThrough(Gumbel):
@@ -270,17 +286,14 @@ class Estimated(TorchDistribution):
         rule: How it is differentiated.
 
     Raises:
-        ValueError: If the rule does not apply to the distribution.
+        EstimatorError: If the rule does not apply to the distribution.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (torch reads it as a class attribute)
 
     def __init__(self, base: TorchDistribution, rule: Rule) -> None:
         if not rule.applies(base):
-            raise ValueError(
-                f"expected a distribution with {rule.needs} for the rule {rule.name!r}, got {kind(base)}; use "
-                f"{rule.advice}"
-            )
+            raise rule.refusal(base)
         self.base = base
         self.rule = rule
         super().__init__(base.batch_shape, base.event_shape, validate_args=False)
@@ -340,9 +353,20 @@ class Estimated(TorchDistribution):
         return self.rule.score_parts(self.base, x)
 
 
+def closed_form_kl(q: Any, p: Any) -> Tensor:
+    """KL from q to p of two sites, whatever their rules, of their common batch shape.
+
+    Raises:
+        NotImplementedError: If the pair has none.
+    """
+    # Some of torch's formulas do not broadcast.
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    return kl_divergence(unwrapped(q).expand(shape), unwrapped(p).expand(shape))
+
+
 @register_kl(Estimated, Distribution)
 def _kl_of_base(q: Estimated, p: Distribution) -> Tensor:
-    return kl_divergence(q.base, unwrapped(p))
+    return closed_form_kl(q, p)
 
 
 def unwrapped(distribution: Distribution) -> Any:

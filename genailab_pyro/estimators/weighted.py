@@ -29,7 +29,7 @@ from torch import Tensor
 
 from genailab_pyro.estimators.bounds import WatchedELBO
 from genailab_pyro.estimators.credit import PARTICLES, latent_sites, observed_sites, plate_factor
-from genailab_pyro.estimators.rules import Estimated, unwrapped
+from genailab_pyro.estimators.rules import Estimated, EstimatorError, unwrapped
 
 LogWeights = Float[Tensor, "particles *plates"]
 
@@ -128,9 +128,9 @@ class DoublyReparameterisedELBO(WeightedELBO):
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
         self.drawn = {name: site["value"] for name, site in latent_sites(guide_trace).items()}
-        self.factors: list[Tensor] = []
-        for site in latent_sites(guide_trace).values():
-            site["value"] = self._weighed(site["value"])
+        self.factors: dict[str, Tensor] = {}
+        for name, site in latent_sites(guide_trace).items():
+            site["value"] = self._weighed(name, site["value"])
         replayed = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         model_trace = prune_subsample_sites(replayed)
         model_trace.compute_log_prob()
@@ -139,11 +139,11 @@ class DoublyReparameterisedELBO(WeightedELBO):
             watcher(model_trace, guide_trace)
         return model_trace, guide_trace
 
-    def _weighed(self, value: Tensor) -> Tensor:
+    def _weighed(self, name: str, value: Tensor) -> Tensor:
         """The same value, of which the derivative is multiplied by the factor that is known only later."""
 
         def weigh(slope: Tensor) -> Tensor:
-            (factor,) = self.factors
+            factor = self.factors[name]
             return slope * factor.reshape(*factor.shape, *[1] * (slope.dim() - factor.dim()))
 
         seen = value.view_as(value)
@@ -154,13 +154,13 @@ class DoublyReparameterisedELBO(WeightedELBO):
     def surrogate(self, log_weights: LogWeights, guide_trace: Trace) -> Float[Tensor, "*plates"]:
         """The weighted log weights, in which log q depends on its draw alone."""
         weights = log_weights.detach().softmax(0)
-        beta = _beta(guide_trace)
-        factor = (1 - beta) + beta * weights
-        self.factors = [factor if self.num_particles > 1 else factor.squeeze(0)]
         frames = _data_frames(next(iter(latent_sites(guide_trace).values())))
         # log q, less what its parameters contribute to its derivative.
         fixed: Any = 0.0
         for name, site in latent_sites(guide_trace).items():
+            beta = _beta(site)
+            factor = (1 - beta) + beta * weights
+            self.factors[name] = factor if self.num_particles > 1 else factor.squeeze(0)
             by_parameters = unwrapped(site["fn"]).log_prob(site["value"].detach())
             by_parameters = by_parameters - self._upstream(name, by_parameters, guide_trace)
             fixed = fixed + self.reduced(site, by_parameters * beta, frames)
@@ -176,6 +176,7 @@ class DoublyReparameterisedELBO(WeightedELBO):
         linear = torch.zeros_like(log_q)
         for other, slope in zip(earlier, slopes, strict=True):
             if slope is not None:
+                _check_betas(guide_trace.nodes[name], guide_trace.nodes[other])
                 value = guide_trace.nodes[other]["value"]
                 term = slope.detach() * (value - value.detach())
                 linear = linear + sum_rightmost(term, guide_trace.nodes[other]["fn"].event_dim)
@@ -201,15 +202,17 @@ def _partial(values: list[Tensor], output: Tensor) -> list[Tensor | None]:
     return slopes
 
 
-def _beta(guide_trace: Trace) -> float:
-    """The weight of the KL, the same for all latents."""
-    betas = {round(float(site["scale"]) / plate_factor(site), 9) for site in latent_sites(guide_trace).values()}
-    if len(betas) > 1:
-        raise ValueError(
-            f"expected one weight of the KL for all latents beside the rule 'dreg', got {sorted(betas)}; use the "
-            "estimator 'iwae'"
+def _beta(site: Any) -> float:
+    """The weight of a site's KL."""
+    return float(site["scale"]) / plate_factor(site)
+
+
+def _check_betas(site: Any, above: Any) -> None:
+    if not math.isclose(_beta(site), _beta(above), rel_tol=1e-6, abs_tol=1e-9):
+        raise EstimatorError(
+            f"expected one weight of the KL for latents that depend on each other beside the rule 'dreg', got "
+            f"{_beta(site):g} for {site['name']!r} and {_beta(above):g} for {above['name']!r}; use the estimator 'iwae'"
         )
-    return betas.pop()
 
 
 def _is_data(frame: Any) -> bool:
@@ -229,7 +232,7 @@ def _check_places(model_trace: Trace, guide_trace: Trace) -> float:
     strays += [first for site in observed.values() if not frames and _data_frames(site)][:1]
     outside = [name for name, site in observed.items() if not frames <= _data_frames(site)]
     if strays or outside:
-        raise ValueError(
+        raise EstimatorError(
             f"expected every latent in the plate of the data, and every observation inside it, for a bound of "
             f"importance weights; {', '.join(map(repr, strays + outside))} is not; use the estimator 'pathwise' (or "
             "'score-loo'), whose costs are sums"
@@ -237,7 +240,7 @@ def _check_places(model_trace: Trace, guide_trace: Trace) -> float:
     for name, site in observed.items():
         thinned = [frame.name for frame in _data_frames(site) - frames if frame.full_size not in (None, frame.size)]
         if thinned:
-            raise ValueError(
+            raise EstimatorError(
                 f"expected all of the plate {thinned[0]!r} inside a bound of importance weights, {name!r} has a "
                 "sub-sample of it, whose factor would stand inside the logarithm; use the estimator 'pathwise'"
             )
@@ -248,7 +251,7 @@ def _check_places(model_trace: Trace, guide_trace: Trace) -> float:
 def _check_rules(latents: dict[str, Any]) -> None:
     rules = {name: site["fn"].rule.name for name, site in latents.items() if isinstance(site["fn"], Estimated)}
     if len(set(rules.values())) > 1:
-        raise ValueError(
+        raise EstimatorError(
             f"expected one rule for all latents in a bound of importance weights, got {rules}; use the estimator "
             "'pathwise' or 'score', whose sites may have different ones"
         )

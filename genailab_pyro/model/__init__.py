@@ -1,7 +1,7 @@
 """Models: priors, likelihoods, encoders, and the VAE that joins them into one Pyro model/guide pair."""
 
 from genailab_pyro.model.check import PairError, check_pair
-from genailab_pyro.model.encoders import Encoder, LatentLibrary, NormalEncoder
+from genailab_pyro.model.encoders import BernoulliEncoder, Encoder, LatentLibrary, NormalEncoder
 from genailab_pyro.model.likelihoods import (
     CellInverseDispersion,
     ConditionInverseDispersion,
@@ -13,7 +13,9 @@ from genailab_pyro.model.likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
 )
 from genailab_pyro.model.penalties import FreeBits, Penalty
-from genailab_pyro.model.priors import Prior, StandardNormal
+from genailab_pyro.model.priors import Bits, DependentNormal, Prior, StandardNormal
+from genailab_pyro.model.structured import BernoulliVAE, HierarchicalVAE, LabelVAE
+from genailab_pyro.model.upper import Upper, UpperLabel, UpperNormal
 from genailab_pyro.model.vae import CVAE, CVAE_NB, CVAE_ZINB, VAE, VAE_NB, VAE_ZINB, VAE_Gaussian
 
 __all__ = [
@@ -23,13 +25,19 @@ __all__ = [
     "VAE",
     "VAE_NB",
     "VAE_ZINB",
+    "BernoulliEncoder",
+    "BernoulliVAE",
+    "Bits",
     "CellInverseDispersion",
     "ConditionInverseDispersion",
+    "DependentNormal",
     "Encoder",
     "FreeBits",
     "GaussianLikelihood",
     "GeneInverseDispersion",
+    "HierarchicalVAE",
     "InverseDispersion",
+    "LabelVAE",
     "LatentLibrary",
     "Likelihood",
     "NegativeBinomialLikelihood",
@@ -38,6 +46,9 @@ __all__ = [
     "Penalty",
     "Prior",
     "StandardNormal",
+    "Upper",
+    "UpperLabel",
+    "UpperNormal",
     "VAE_Gaussian",
     "ZeroInflatedNegativeBinomialLikelihood",
     "check_pair",

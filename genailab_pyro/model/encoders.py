@@ -5,6 +5,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -13,9 +14,12 @@ from genailab_pyro.types import Counts, Minibatch
 
 
 class Encoder(Declared):
-    """Base of the encoders: ``encoder(minibatch)`` is a Pyro distribution of event shape ``[latent]``."""
+    """Base of the encoders: ``encoder(minibatch)`` is a Pyro distribution of event shape ``[latent]``.
 
-    def forward(self, minibatch: Minibatch) -> Any:
+    Below an upper latent it is ``encoder(minibatch, upper)``.
+    """
+
+    def forward(self, minibatch: Minibatch, upper: Tensor | None = None) -> Any:
         """The approximate posterior of the latent of each cell."""
         raise NotImplementedError
 
@@ -31,12 +35,82 @@ def observed_counts(minibatch: Minibatch) -> Counts:
     return minibatch.counts
 
 
-class NormalEncoder(Encoder):
+class TrunkEncoder(Encoder):
+    """Base of the encoders that read log1p(counts) and the condition through a multilayer perceptron.
+
+    Args:
+        input_dim: Number of genes.
+        hidden_dims: Widths of the hidden layers.
+        condition: Encoding of the conditions, seen beside the counts; None to see the counts alone.
+        dropout: Probability with which an activation is dropped in training.
+        norm: ``"layer"``, ``"batch"`` or ``"none"``.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dims: Sequence[int] = (128,),
+        *,
+        condition: ConditionEncoding | None = None,
+        dropout: float = 0.1,
+        norm: str = "layer",
+    ) -> None:
+        super().__init__()
+        self.condition = condition
+        width = 0 if condition is None else condition.output_dim
+        self.trunk = MLP(input_dim, hidden_dims, condition_dim=width, dropout=dropout, norm=norm)
+
+    def features(self, minibatch: Minibatch) -> Float[Tensor, "cells features"]:
+        """What the perceptron makes of the cells."""
+        condition = None if self.condition is None else self.condition(minibatch)
+        return self.trunk(observed_counts(minibatch).log1p(), condition)
+
+
+class NormalEncoder(TrunkEncoder):
     """Diagonal normal posterior whose location and scale are read from log1p(counts) and the condition.
 
     Args:
         input_dim: Number of genes.
         latent_dim: Number of latents.
+        hidden_dims: Widths of the hidden layers.
+        condition: Encoding of the conditions, seen beside the counts; None to see the counts alone.
+        upper_dim: Width of an upper latent, on which the location depends linearly; 0 for none.
+        dropout: Probability with which an activation is dropped in training.
+        norm: ``"layer"``, ``"batch"`` or ``"none"``.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        latent_dim: int,
+        hidden_dims: Sequence[int] = (128,),
+        *,
+        condition: ConditionEncoding | None = None,
+        upper_dim: int = 0,
+        dropout: float = 0.1,
+        norm: str = "layer",
+    ) -> None:
+        super().__init__(input_dim, hidden_dims, condition=condition, dropout=dropout, norm=norm)
+        self.loc = nn.Linear(self.trunk.output_dim, latent_dim)
+        self.scale = nn.Linear(self.trunk.output_dim, latent_dim)
+        self.upper = nn.Linear(upper_dim, 2 * latent_dim, bias=False) if upper_dim else None
+
+    def forward(self, minibatch: Minibatch, upper: Tensor | None = None) -> Any:
+        """Normal of event shape ``[latent]``; the scale is above 1e-4."""
+        features = self.features(minibatch)
+        loc, scale = self.loc(features), self.scale(features)
+        if self.upper is not None:
+            by_loc, by_scale = self.upper(upper).chunk(2, dim=-1)
+            loc, scale = loc + by_loc, scale + by_scale
+        return dist.Normal(loc, softplus(scale) + 1e-4).to_event(1)
+
+
+class BernoulliEncoder(TrunkEncoder):
+    """Independent bits whose logits are read from log1p(counts) and the condition.
+
+    Args:
+        input_dim: Number of genes.
+        latent_dim: Number of bits.
         hidden_dims: Widths of the hidden layers.
         condition: Encoding of the conditions, seen beside the counts; None to see the counts alone.
         dropout: Probability with which an activation is dropped in training.
@@ -53,18 +127,12 @@ class NormalEncoder(Encoder):
         dropout: float = 0.1,
         norm: str = "layer",
     ) -> None:
-        super().__init__()
-        self.condition = condition
-        width = 0 if condition is None else condition.output_dim
-        self.trunk = MLP(input_dim, hidden_dims, condition_dim=width, dropout=dropout, norm=norm)
-        self.loc = nn.Linear(self.trunk.output_dim, latent_dim)
-        self.scale = nn.Linear(self.trunk.output_dim, latent_dim)
+        super().__init__(input_dim, hidden_dims, condition=condition, dropout=dropout, norm=norm)
+        self.logits = nn.Linear(self.trunk.output_dim, latent_dim)
 
-    def forward(self, minibatch: Minibatch) -> Any:
-        """Normal of event shape ``[latent]``; the scale is above 1e-4."""
-        condition = None if self.condition is None else self.condition(minibatch)
-        features = self.trunk(observed_counts(minibatch).log1p(), condition)
-        return dist.Normal(self.loc(features), softplus(self.scale(features)) + 1e-4).to_event(1)
+    def forward(self, minibatch: Minibatch, upper: Tensor | None = None) -> Any:
+        """Bernoulli of event shape ``[latent]``."""
+        return dist.Bernoulli(logits=self.logits(self.features(minibatch))).to_event(1)
 
 
 class LatentLibrary(Declared):

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import Independent
 
+from genailab_pyro.estimators import closed_form_kl
 from genailab_pyro.types import Minibatch
 
 
@@ -26,7 +27,7 @@ def kl_per_latent(guide_trace: Trace, model_trace: Trace, site: str = "z") -> Fl
         NotImplementedError: If this pair of distributions has no closed form, or its latents are not independent.
     """
     guide_fn, model_fn = (_latents(trace.nodes[site]["fn"]) for trace in (guide_trace, model_trace))
-    return kl_divergence(guide_fn, model_fn)
+    return closed_form_kl(guide_fn, model_fn)
 
 
 def _latents(fn: Any) -> torch.distributions.Distribution:

@@ -2,7 +2,8 @@
 
     x_n ~ likelihood(decoder(z_n, c_n), library_n),    z_n ~ prior(c_n),    for the cells n of a plate,
 
-with the guide ``q(z_n) = encoder(x_n, c_n)``. The model and the guide are callables for Pyro and modules for torch.
+with the guide ``q(z_n) = encoder(x_n, c_n)``; where there is a latent above z, prior and encoder depend on it, too.
+The model and the guide are callables for Pyro and modules for torch.
 
 References:
     Kingma, Welling (2014). Auto-encoding variational Bayes. doi:10.48550/arXiv.1312.6114
@@ -30,8 +31,9 @@ from genailab_pyro.model.likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
 )
 from genailab_pyro.model.priors import Prior, StandardNormal
-from genailab_pyro.nn import MLP, ConditionEncoding, Declared, Embedding, OneHot, Unconditioned, choose
-from genailab_pyro.types import Minibatch
+from genailab_pyro.model.upper import Upper
+from genailab_pyro.nn import MLP, ConditionEncoding, Declared, Embedding, OneHot, Unconditioned, beside, choose
+from genailab_pyro.types import Latent, Minibatch
 
 _numbers = itertools.count()
 
@@ -40,17 +42,20 @@ class VAE(Declared):
     """Prior, decoder, likelihood and encoder as one Pyro model/guide pair.
 
     Attributes:
-        model: The generative program: sites ``"library"`` (where latent), ``"z"`` and ``"x"`` in the plate
-            ``"cells"``. Called with a `Minibatch`; where its counts are None, ``"x"`` is drawn.
-        guide: The variational program: sites ``"library"`` (where latent) and ``"z"``.
+        model: The generative program: sites ``"library"`` (where latent), that of the upper latent (where there is
+            one), ``"z"`` and ``"x"`` in the plate ``"cells"``. Called with a `Minibatch`; where its counts are None,
+            ``"x"`` is drawn.
+        guide: The variational program: the same sites without ``"x"``, in the same order.
 
     Args:
-        prior: ``prior(condition)``, a distribution of event shape ``[latent]``.
+        prior: ``prior(condition)``, a distribution of event shape ``[latent]``; below an upper latent it is given the
+            condition and the upper latent side by side.
         decoder: ``decoder(z, condition)``, features of shape ``[*particles, cells, features]``.
         likelihood: ``likelihood(features, minibatch)``, a distribution of event shape ``[genes]``.
         encoder: ``encoder(minibatch)``, a distribution of event shape ``[latent]``.
         condition: Encoding of the conditions that prior and decoder see; None for no conditions.
         library: Prior and posterior of a latent library; None for the observed one.
+        upper: A latent above z; None for none.
 
     Raises:
         TypeError: If a part is not a torch module.
@@ -78,6 +83,7 @@ class VAE(Declared):
         *,
         condition: ConditionEncoding | None = None,
         library: LatentLibrary | None = None,
+        upper: Upper | None = None,
     ) -> None:
         super().__init__()
         parts = {"prior": prior, "decoder": decoder, "likelihood": likelihood, "encoder": encoder}
@@ -101,6 +107,7 @@ class VAE(Declared):
         self.likelihood = likelihood
         self.encoder = encoder
         self.library = library
+        self.upper = upper
         self._rename()
 
     def _rename(self) -> None:
@@ -136,6 +143,23 @@ class VAE(Declared):
         """Features of a latent under the conditions of a minibatch, shape ``[*particles, cells, features]``."""
         return self.decoder(z, self.condition(minibatch))
 
+    def posterior_mean(self, minibatch: Minibatch) -> Latent:
+        """Mean of the approximate posterior of z, shape ``[cells, latent]``.
+
+        Below an upper latent it is that at the upper latent's mean, which is the same where the location of z depends
+        on it linearly.
+        """
+        if self.upper is None:
+            return self.encoder(minibatch).mean
+        return self.encoder(minibatch, self.upper.posterior(minibatch).mean).mean
+
+    def posterior_draws(self, minibatch: Minibatch, num_draws: int) -> Latent:
+        """Draws of z from the approximate posterior, shape ``[draws, cells, latent]``."""
+        shape = torch.Size([num_draws])
+        if self.upper is None:
+            return self.encoder(minibatch)(shape)
+        return self.encoder(minibatch, self.upper.posterior(minibatch)(shape))()
+
 
 class Program(nn.Module):
     """A Pyro program of a VAE that is a module with the VAE's parameters.
@@ -159,14 +183,16 @@ class Model(Program):
     def forward(self, minibatch: Minibatch) -> Tensor:
         """Declare the sites of the cells; returns the value of ``"x"``, shape ``[*particles, cells, genes]``."""
         vae = self.vae
-        vae.register_parts("condition", "prior", "library", "decoder", "likelihood")
+        vae.register_parts("condition", "prior", "library", "upper", "decoder", "likelihood")
         observed = vae.likelihood.observed(minibatch)  # of the data alone, whatever the latent library is
         with cells_plate(minibatch):
             if vae.library is not None:
                 library = pyro.sample("library", vae.library.prior(minibatch))
                 minibatch = minibatch._replace(library=library)
-            condition = vae.condition(minibatch)
-            z = pyro.sample("z", vae.prior(condition))
+            condition = context = vae.condition(minibatch)
+            if vae.upper is not None:
+                context = beside(condition, pyro.sample(vae.upper.site, vae.upper.prior(condition)))
+            z = pyro.sample("z", vae.prior(context))
             likelihood = vae.likelihood(vae.decoder(z, condition), minibatch)
             return pyro.sample("x", likelihood, obs=observed)
 
@@ -177,11 +203,14 @@ class Guide(Program):
     def forward(self, minibatch: Minibatch) -> Tensor:
         """Declare the latent sites; returns a draw of ``"z"``, shape ``[*particles, cells, latent]``."""
         vae = self.vae
-        vae.register_parts("library", "encoder")
+        vae.register_parts("library", "upper", "encoder")
         with cells_plate(minibatch):
             if vae.library is not None:
                 pyro.sample("library", vae.library.posterior(minibatch))
-            return pyro.sample("z", vae.encoder(minibatch))
+            if vae.upper is None:
+                return pyro.sample("z", vae.encoder(minibatch))
+            upper = pyro.sample(vae.upper.site, vae.upper.posterior(minibatch))
+            return pyro.sample("z", vae.encoder(minibatch, upper))
 
 
 def cells_plate(minibatch: Minibatch) -> Any:
@@ -203,6 +232,7 @@ class _Conditional(VAE):
             likelihood that has none.
         library: A latent library; None for the observed one.
         size_factor: Whether the library of a minibatch is a size factor.
+        structure: What `latents` takes beside the widths.
     """
 
     likelihood_class: ClassVar[Callable[..., Likelihood]]
@@ -220,6 +250,7 @@ class _Conditional(VAE):
         inverse_dispersion: str | None = None,
         library: LatentLibrary | None = None,
         size_factor: bool = False,
+        **structure: Any,
     ) -> None:
         if isinstance(condition_dim, ConditionEncoding):
             condition = condition_dim
@@ -238,16 +269,24 @@ class _Conditional(VAE):
             theta = choose(INVERSE_DISPERSIONS, form, "inverse_dispersion")
             levels = condition.levels[0] if condition.levels else 0
             options["inverse_dispersion"] = theta(decoder.output_dim, input_dim, levels)
+        shared: dict[str, Any] = {"condition": condition, "dropout": dropout, "norm": norm}
         super().__init__(
-            prior=StandardNormal(latent_dim),
             decoder=decoder,
             likelihood=type(self).likelihood_class(decoder.output_dim, input_dim, **options),
-            encoder=NormalEncoder(input_dim, latent_dim, hidden_dims, condition=condition, dropout=dropout, norm=norm),
             condition=condition,
             library=library,
+            **self.latents(input_dim, latent_dim, hidden_dims, shared, **structure),
         )
         self.input_dim = input_dim
         self.latent_dim = latent_dim
+
+    @staticmethod
+    def latents(input_dim: int, latent_dim: int, hidden_dims: Sequence[int], shared: dict[str, Any]) -> dict[str, Any]:
+        """The prior, the encoder and what is above them."""
+        return {
+            "prior": StandardNormal(latent_dim),
+            "encoder": NormalEncoder(input_dim, latent_dim, hidden_dims, **shared),
+        }
 
     @classmethod
     def from_registration(
@@ -270,8 +309,8 @@ class _Conditional(VAE):
             embedding_dim: Width of a learned vector per condition; None for one-hot conditions.
             library: ``"observed"``, or ``"latent"`` with a log-normal prior per level of the first condition.
             seed: Seed of the initial weights; the caller's random state is left as it was.
-            options: ``dropout`` (0.3 below 5,000 cells, 0.1 above, unless given), ``norm`` and
-                ``inverse_dispersion``.
+            options: ``dropout`` (0.3 below 5,000 cells, 0.1 above, unless given), ``norm``,
+                ``inverse_dispersion``, and what the class takes beside them.
 
         Raises:
             TypeError: If something other than `Cells` is given.

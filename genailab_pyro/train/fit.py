@@ -238,4 +238,10 @@ def _check_programs(run: Run) -> None:
     was_training = run.vae.training
     run.vae.eval()
     check_pair(run.vae.model, run.vae.guide, minibatch)
+    if run.baseline is not None:
+        run.baseline.eval()
+    with torch.random.fork_rng():  # what the estimator cannot do is said before anything is written
+        run.objective.elbo.differentiable_loss(run.model, run.guide, minibatch)
+    if run.baseline is not None:
+        run.baseline.train()
     run.vae.train(was_training)

@@ -97,7 +97,7 @@ class Fit:
 
     def latent(self, adata: AnnData | Cells | None = None) -> Float[np.ndarray, "cells latent"]:
         """Posterior mean of the latent of each cell, shape ``[cells, latent]``."""
-        return self._gathered(adata, lambda minibatch: self.vae.encoder(minibatch).mean)
+        return self._gathered(adata, self.vae.posterior_mean)
 
     def posterior_samples(
         self, adata: AnnData | Cells | None = None, *, num_samples: int = 100, site: str = "z", seed: int = 0
@@ -163,7 +163,7 @@ class Fit:
 
         def mean(minibatch: Minibatch) -> Tensor:
             other = decoded.take(minibatch.index.cpu(), device=self.device, dtype=minibatch.library.dtype)
-            z = self.vae.encoder(minibatch)(torch.Size([num_samples]))
+            z = self.vae.posterior_draws(minibatch, num_samples)
             return self.vae.likelihood.expression(self.vae.decode(z, other), other).mean(0)
 
         with _seeded(seed):
@@ -270,7 +270,7 @@ class Fit:
             for minibatch in self._minibatches(cells, len(self.registration.genes)):
                 model_trace, guide_trace = paired_traces(self.vae.model, self.vae.guide, minibatch, 1)
                 kls.append(Diagnosis.kl_of(guide_trace, model_trace))
-                guide_locs.append(self.vae.encoder(minibatch).mean.cpu().numpy())
+                guide_locs.append(self.vae.posterior_mean(minibatch).cpu().numpy())
         return Diagnosis.of(
             kl=np.concatenate(kls),
             locs=np.concatenate(guide_locs),

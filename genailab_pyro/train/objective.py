@@ -8,9 +8,8 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from genailab_pyro.estimators import WatchedELBO
+from genailab_pyro.estimators import WatchedELBO, closed_form_kl
 from genailab_pyro.model.penalties import Penalty
 from genailab_pyro.types import Minibatch
 
@@ -79,7 +78,7 @@ def _site_kl(model_site: dict, guide_site: dict, probabilities: Tensor | float) 
             # Its own probabilities are those of what it is summed over.
             return (probabilities * (guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"])).sum().item()
         try:
-            kl = kl_divergence(guide_site["fn"], model_site["fn"])
+            kl = closed_form_kl(guide_site["fn"], model_site["fn"])
         except NotImplementedError:
             kl = guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"]
         return (probabilities * kl).sum().item()

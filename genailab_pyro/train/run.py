@@ -88,7 +88,7 @@ class Run:
         self.train_cells, self.validation_cells = _split(cells, training.validation_fraction, seed)
         self.num_epochs = training.epochs(len(self.train_cells))
         self.num_steps = self.num_epochs * training.steps_per_epoch(len(self.train_cells))
-        self.annealed = Annealed()
+        self.annealed = Annealed(["z"] if vae.upper is None else [vae.upper.site, "z"])
         model, guide, elbo = estimator.bind(Handled(vae.model, self.annealed), Handled(vae.guide, self.annealed))
         self.model, self.guide = model, guide
         self.baseline = None if elbo.baseline is None else elbo.baseline.to(self.device, self.dtype)
