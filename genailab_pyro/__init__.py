@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from genailab_pyro.data import Cells, Registration, preprocess, register
     from genailab_pyro.estimators import Estimator, estimate
     from genailab_pyro.evaluation import compare_models
+    from genailab_pyro.experiments import EstimatorComparison, compare_estimators
+    from genailab_pyro.experiments.race import Race, race
     from genailab_pyro.model import (
         CVAE,
         CVAE_NB,
@@ -71,6 +73,8 @@ _HOMES = {
         "estimate",
     ),
     "evaluation": ("compare_models",),
+    "experiments": ("EstimatorComparison", "compare_estimators"),
+    "experiments.race": ("Race", "race"),
     "model": (
         "CVAE",
         "CVAE_NB",
@@ -136,6 +140,7 @@ __all__ = [
     "Embedding",
     "Encoder",
     "Estimator",
+    "EstimatorComparison",
     "Fit",
     "FreeBits",
     "GaussianLikelihood",
@@ -151,6 +156,7 @@ __all__ = [
     "OneHot",
     "PairError",
     "Prior",
+    "Race",
     "Registration",
     "StandardNormal",
     "Training",
@@ -164,6 +170,7 @@ __all__ = [
     "__version__",
     "analysis",
     "check_pair",
+    "compare_estimators",
     "compare_models",
     "data",
     "estimate",
@@ -174,6 +181,7 @@ __all__ = [
     "load",
     "plots",
     "preprocess",
+    "race",
     "register",
     "report",
     "resume",

@@ -27,7 +27,16 @@ from genailab_pyro.estimators.credit import (
     observed_sites,
     score_sites,
 )
-from genailab_pyro.estimators.rules import EstimatorError, closed_form_kl, innermost, is_normal, kind, unwrapped
+from genailab_pyro.estimators.rules import (
+    Estimated,
+    EstimatorError,
+    closed_form_kl,
+    innermost,
+    is_deterministic,
+    is_normal,
+    kind,
+    unwrapped,
+)
 
 Watcher = Callable[[Trace, Trace], None]
 Losses = tuple[Any, Any]
@@ -297,6 +306,9 @@ class AntitheticELBO(TraceELBO):
         half = self.num_particles // 2
         surrogate = _surrogate(model_trace, guide_trace)
         for name, site in latent_sites(guide_trace).items():
+            if is_deterministic(site["fn"]):
+                continue
+            _check_pairs(name, site["fn"])
             value = site["value"]
             logits = innermost(site["fn"]).logits.expand(value.shape)
             _check_one_layer(name, logits, half)
@@ -308,6 +320,15 @@ class AntitheticELBO(TraceELBO):
             # The mean is over pairs, where the loss divides by particles.
             surrogate = surrogate + 2 * (weight.detach() * logits[:half]).sum()
         return -_value(model_trace, guide_trace), -surrogate
+
+
+def _check_pairs(name: str, site: Any) -> None:
+    if not isinstance(site, Estimated) or site.rule.whole != "disarm":
+        rule = site.rule.name if isinstance(site, Estimated) else None
+        raise EstimatorError(
+            f"expected no rule of its own for a site beside antithetic pairs, got {rule!r} at {name!r}; use the "
+            "estimator 'score-loo', whose sites may have different ones"
+        )
 
 
 def _check_one_layer(name: str, logits: Tensor, half: int) -> None:

@@ -16,7 +16,7 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -28,8 +28,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from genailab_pyro.estimators.bounds import WatchedELBO
-from genailab_pyro.estimators.credit import PARTICLES, latent_sites, observed_sites, plate_factor
-from genailab_pyro.estimators.rules import Estimated, EstimatorError, unwrapped
+from genailab_pyro.estimators.credit import PARTICLES, latent_sites, observed_sites, plate_factor, score_sites
+from genailab_pyro.estimators.rules import RULES, Estimated, EstimatorError, unwrapped
 
 LogWeights = Float[Tensor, "particles *plates"]
 
@@ -37,12 +37,17 @@ LogWeights = Float[Tensor, "particles *plates"]
 class WeightedELBO(WatchedELBO, Trace_ELBO):
     """Base of the bounds of K importance weights per element of the plates that hold the latents.
 
-    Every latent must be in the same plates, inside which the observed sites are, and have the same rule.
+    Every latent must be in the same plates, inside which the observed sites are, and have the rule of the bound.
+
+    Attributes:
+        rule: Name of the rule of the latents.
 
     Args:
         alpha: Order of Renyi's divergence, not one; zero for the importance-weighted bound of the likelihood.
         options: Those of `WatchedELBO`.
     """
+
+    rule: ClassVar[str] = "pathwise"
 
     def __init__(self, *, alpha: float = 0.0, **options: Any) -> None:
         super().__init__(**options)
@@ -52,6 +57,7 @@ class WeightedELBO(WatchedELBO, Trace_ELBO):
         """The negative bound, whose derivative is that of the surrogate; a scalar, in nats."""
         ((model_trace, guide_trace),) = self._get_traces(model, guide, args, kwargs)
         factor = _check_places(model_trace, guide_trace)
+        _check_rules(latent_sites(guide_trace), self.rule)
         log_weights = self.log_weights(model_trace, guide_trace)
         value, surrogate = self.bound(log_weights), self.surrogate(log_weights, guide_trace)
         return factor * (-value.sum().detach() - (surrogate.sum() - surrogate.sum().detach()))
@@ -95,6 +101,8 @@ class VimcoELBO(WeightedELBO):
     were the mean of the others'.
     """
 
+    rule = "score"
+
     def surrogate(self, log_weights: LogWeights, guide_trace: Trace) -> Float[Tensor, "*plates"]:
         """The bound, whose derivative is that of the weights, and the scores."""
         value = self.bound(log_weights)
@@ -103,7 +111,7 @@ class VimcoELBO(WeightedELBO):
             signal = signal - _without_each(log_weights.detach())
         frames = _data_frames(next(iter(latent_sites(guide_trace).values())))
         scores: Any = 0.0
-        for site in latent_sites(guide_trace).values():
+        for site in score_sites(guide_trace).values():
             scores = scores + self.reduced(site, site["score_parts"].score_function, frames)
         return value + (signal * scores).sum(0)
 
@@ -124,6 +132,8 @@ class DoublyReparameterisedELBO(WeightedELBO):
     ``sum_k ((1 - beta) v_k + beta v_k^2) d log w_k / dz_k dz_k``, the parameters of log q held fixed; that in the model
     is the usual one.
     """
+
+    rule = "dreg"
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
@@ -244,14 +254,20 @@ def _check_places(model_trace: Trace, guide_trace: Trace) -> float:
                 f"expected all of the plate {thinned[0]!r} inside a bound of importance weights, {name!r} has a "
                 "sub-sample of it, whose factor would stand inside the logarithm; use the estimator 'pathwise'"
             )
-    _check_rules(latents)
     return plate_factor(latents[first])
 
 
-def _check_rules(latents: dict[str, Any]) -> None:
-    rules = {name: site["fn"].rule.name for name, site in latents.items() if isinstance(site["fn"], Estimated)}
-    if len(set(rules.values())) > 1:
+def _check_rules(latents: dict[str, Any], rule: str) -> None:
+    found = {name: site["fn"].rule.name for name, site in latents.items() if isinstance(site["fn"], Estimated)}
+    if set(found.values()) - {rule}:
         raise EstimatorError(
-            f"expected one rule for all latents in a bound of importance weights, got {rules}; use the estimator "
-            "'pathwise' or 'score', whose sites may have different ones"
+            f"expected the rule {rule!r} for all latents in this bound of importance weights, got {found}; use the "
+            "estimator 'pathwise' or 'score', whose sites may have rules of their own, or 'iwae', 'dreg' or 'vimco' "
+            "without any"
+        )
+    pathless = [name for name, site in latents.items() if not site["fn"].has_rsample]
+    if pathless and RULES[rule].reparameterised:
+        raise EstimatorError(
+            f"expected reparameterised draws for this bound of importance weights, {', '.join(map(repr, pathless))} "
+            "has none; use the estimator 'vimco'"
         )

@@ -1,5 +1,6 @@
 """Figures from arrays and tables; nothing here knows of models or of data classes."""
 
+from genailab_pyro.plots.comparison import gradient_histograms, race_curves, signal_to_noise, variance_against_cost
 from genailab_pyro.plots.counts import mean_variance, zero_fraction
 from genailab_pyro.plots.embedding import embedding
 from genailab_pyro.plots.estimates import estimates
@@ -11,10 +12,14 @@ __all__ = [
     "compare_curves",
     "embedding",
     "estimates",
+    "gradient_histograms",
     "gradient_scatter",
     "gradient_variances",
     "kl_per_latent",
     "mean_variance",
+    "race_curves",
+    "signal_to_noise",
     "training_curves",
+    "variance_against_cost",
     "zero_fraction",
 ]

@@ -1,15 +1,13 @@
 """Training by Pyro's stochastic variational inference, and going on with a run that was interrupted."""
 
-import contextlib
 import copy
 import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyro
 import torch
 
 from genailab_pyro.data.cells import Cells
@@ -22,7 +20,7 @@ from genailab_pyro.train.fitted import Fit
 from genailab_pyro.train.objective import NonFiniteLossError, explain
 from genailab_pyro.train.optim import NonFiniteGradientError
 from genailab_pyro.train.progress import ProgressLine
-from genailab_pyro.train.run import Run
+from genailab_pyro.train.run import Run, own_state
 from genailab_pyro.train.settings import Training
 
 Callback = Callable[[int, Mapping[str, float]], None]
@@ -93,7 +91,7 @@ def fit(
     seed = operator.index(seed)
     vae = copy.deepcopy(vae)
     device = next(vae.parameters()).device if device is None else torch.device(device)
-    with _own_state(seed):
+    with own_state(seed):
         run = Run(vae, cells, chosen, training, penalties=penalties, seed=seed, device=device)
         _check_programs(run)
         folder = None if run_folder is None else Path(run_folder)
@@ -133,7 +131,7 @@ def resume(
     if not isinstance(cells, Cells):
         raise TypeError(f"expected cells from glp.register(adata), got {type(cells).__name__}")
     declared = read_run(folder, cells, penalties)
-    with _own_state(declared["seed"]):
+    with own_state(declared["seed"]):
         run = Run(
             declared["vae"],
             cells,
@@ -145,18 +143,6 @@ def resume(
         )
         restore_state(folder, run)
         return _train(run, cells, declared["estimator"], folder, callback=callback, progress=progress)
-
-
-@contextlib.contextmanager
-def _own_state(seed: int) -> Iterator[None]:
-    # Everything in a run was validated when the cells were registered and the pair checked.
-    with torch.random.fork_rng(), pyro.get_param_store().scope(), pyro.validation_enabled(False):
-        torch.manual_seed(seed)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Encountered NaN")  # TrainingError says more
-            # Freezing parameters is a choice, not a slip.
-            warnings.filterwarnings("ignore", message=".* was not registered in the param store because requires_grad")
-            yield
 
 
 def _train(
@@ -179,6 +165,7 @@ def _train(
             seed=run.seed,
             cells=cells,
             interrupted=interrupted,
+            baseline=None if run.baseline is None else dict(run.baseline.state_dict()),
         )
 
     good = {name: value.clone() for name, value in run.vae.state_dict().items()}

@@ -34,6 +34,7 @@ from genailab_pyro.train.storage import load_weights, read_json, read_tensors, w
 from genailab_pyro.types import Minibatch
 
 WEIGHTS = "weights.safetensors"
+BASELINE = "baseline.safetensors"
 DECLARATION = "fit.json"
 PACKAGES = ("genailab-pyro", "pyro-ppl", "torch", "anndata", "numpy", "scanpy", "arviz")
 # Counts times draws that are scored at a time: 16 MB in single precision, and a few times that in intermediates.
@@ -58,6 +59,7 @@ class Fit:
         cells: The cells that it was trained on, validation cells included; None after `load`.
         interrupted: Whether the run was stopped before its end.
         versions: Versions of the packages that it was trained with.
+        baseline: What the estimator's baseline has learned, by name; None without one.
     """
 
     vae: VAE
@@ -69,6 +71,7 @@ class Fit:
     cells: Cells | None = field(default=None, repr=False)
     interrupted: bool = False
     versions: Mapping[str, str] = field(default_factory=lambda: {name: version(name) for name in PACKAGES})
+    baseline: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -302,6 +305,8 @@ class Fit:
         if (folder / DECLARATION).exists():
             raise FileExistsError(f"expected a folder without a fit, {folder} holds one; name another folder")
         write_tensors(folder / WEIGHTS, self.vae.state_dict())
+        if self.baseline is not None:
+            write_tensors(folder / BASELINE, self.baseline)
         write_json(folder / DECLARATION, content)
         return folder
 
@@ -379,6 +384,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Fit:
     parts["vae"].to(device).eval()
     return Fit(
         **parts,
+        baseline=read_tensors(folder / BASELINE)[0] if (folder / BASELINE).exists() else None,
         history=history,
         interrupted=bool(content.get("interrupted", False)),
         versions=content.get("versions", {}),

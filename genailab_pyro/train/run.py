@@ -1,12 +1,15 @@
 """One training run, epoch by epoch: everything that its next step depends on, and nothing else."""
 
+import contextlib
 import math
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from pyro.infer import SVI
 from pyro.poutine import Trace
@@ -47,10 +50,23 @@ class Record:
     seconds: float = 0.0
 
 
+@contextlib.contextmanager
+def own_state(seed: int) -> Iterator[None]:
+    """A random state and a store of Pyro's of a run's own."""
+    # Everything in a run was validated when the cells were registered and the pair checked.
+    with torch.random.fork_rng(), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        torch.manual_seed(seed)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Encountered NaN")  # TrainingError says more
+            # Freezing parameters is a choice, not a slip.
+            warnings.filterwarnings("ignore", message=".* was not registered in the param store because requires_grad")
+            yield
+
+
 class Run:
     """Trains one VAE on one set of cells, an epoch at a time.
 
-    It must be used inside a scope of Pyro's parameter store and of the random state.
+    It must be used inside `own_state`.
 
     Args:
         vae: The VAE that is trained, in place.

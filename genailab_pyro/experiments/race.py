@@ -1,0 +1,210 @@
+"""Training runs of several estimators side by side, scored by one held-out bound."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+from genailab_pyro import plots
+from genailab_pyro.data.cells import Cells
+from genailab_pyro.estimators import Estimator
+from genailab_pyro.experiments.compare import named_estimators
+from genailab_pyro.experiments.comparison import read_dataset, write_dataset
+from genailab_pyro.experiments.trajectory import Snapshot, check_usable, load, sample, trajectory
+from genailab_pyro.model.vae import VAE
+from genailab_pyro.train.fitted import Fit
+from genailab_pyro.train.settings import Training
+
+
+@dataclass(frozen=True, eq=False)
+class Race:
+    """Held-out bounds of training runs, by estimator, seed and time.
+
+    Attributes:
+        dataset: Over the dimensions ``estimator``, ``seed`` and ``share`` (of the epochs): ``bound``, the
+            importance-weighted bound of the held-out cells (nats per cell), at ``step`` and ``seconds`` of training;
+            ``learning_rate``, the one chosen for each estimator by the ``tuning`` over ``candidate`` rates.
+    """
+
+    dataset: xr.Dataset
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per estimator, best first: the final bound (mean and standard error over seeds), and what it took.
+
+        ``difference`` is that from the best, paired by seeds, with its standard error.
+        """
+        final = self.dataset.isel(share=-1)
+        bounds = final["bound"].transpose("seed", "estimator").to_pandas()
+        best = bounds.mean().idxmax()
+        differences = bounds.sub(bounds[best], axis=0)
+        table = pd.DataFrame(
+            {
+                "bound": bounds.mean(),
+                "bound_standard_error": bounds.sem(),
+                "difference": differences.mean(),
+                "difference_standard_error": differences.sem(),
+                "learning_rate": final["learning_rate"].to_pandas(),
+                "steps": final["step"].mean("seed").to_pandas(),
+                "seconds": final["seconds"].mean("seed").to_pandas(),
+            }
+        )
+        return table.sort_values("bound", ascending=False).rename_axis("estimator")
+
+    def plot(self) -> Figure:
+        """The bound against steps and against seconds: mean and range over seeds."""
+        curves: dict[str, Mapping[str, np.ndarray]] = {}
+        for name in self.dataset["estimator"].values:
+            run = self.dataset.sel(estimator=name)
+            curves[str(name)] = {
+                "steps": run["step"].mean("seed").values,
+                "seconds": run["seconds"].mean("seed").values,
+                "mean": run["bound"].mean("seed").values,
+                "low": run["bound"].min("seed").values,
+                "high": run["bound"].max("seed").values,
+            }
+        number = self.dataset.attrs["num_particles"]
+        return plots.race_curves(
+            curves,
+            ylabel=f"Held-out bound, {number} draws (nats per cell)",
+            title=f"Training by each estimator: mean and range of {self.dataset.sizes['seed']} seeds",
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the dataset as netCDF, such as ``"race.nc"``; a file that is there is replaced."""
+        return write_dataset(self.dataset, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+        """
+        return cls(read_dataset(path))
+
+
+def race(
+    vae: VAE,
+    cells: Cells,
+    estimators: Sequence[str | Estimator],
+    *,
+    held_out: Cells | float = 0.1,
+    num_seeds: int = 5,
+    learning_rates: Sequence[float] = (1e-3, 4e-3, 1e-2),
+    num_particles: int = 100,
+    num_points: int = 8,
+    training: Training | None = None,
+    callback: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Race:
+    """Train a VAE by each estimator over several seeds, and score all by one bound on cells that no run sees.
+
+    For each estimator the learning rate is chosen first, by a run of a seed of its own for each candidate and the
+    bound of validation cells. All runs of a seed see the cells in the same order. Scored are the weights as they are
+    at that step, not those of the best epoch.
+
+    Args:
+        vae: The VAE; it stays as it is, and all runs begin with its weights.
+        cells: Registered cells.
+        estimators: Names in ``glp.estimators.table()``, or `Estimator` objects.
+        held_out: Cells that none of the runs sees, or the share of ``cells`` to set aside.
+        num_seeds: Runs of each estimator.
+        learning_rates: Candidates for the highest learning rate; a single one is taken as it is.
+        num_particles: Draws per cell of the importance-weighted bound.
+        num_points: Points of the curves, the untrained weights beside them.
+        training: Settings of the runs; None for the defaults.
+        callback: Called with a line on what is being done.
+        settings: Fields of `Training` to change.
+
+    Returns:
+        The bounds by estimator, seed and step.
+
+    Raises:
+        EstimatorError: If an estimator cannot be used with the VAE; before anything is done.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import genailab_pyro as glp
+        >>> cells = glp.register(glp.data.pbmc68k())
+        >>> vae = glp.CVAE_NB.from_registration(cells, hidden_dims=[16])
+        >>> options = {"num_seeds": 2, "learning_rates": [4e-3], "num_particles": 5, "num_points": 2, "max_epochs": 4}
+        >>> glp.race(vae, cells, ["pathwise", "score"], **options).to_dataframe().index[0]
+        'pathwise'
+    """
+    for name, value, least in (
+        ("num_seeds", num_seeds, 1),
+        ("num_particles", num_particles, 1),
+        ("num_points", num_points, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"expected {name} to be a whole number of at least {least}, got {value!r}")
+    if not len(learning_rates):
+        raise ValueError("expected at least one learning rate, got none; pass learning_rates=(4e-3,)")
+    named = named_estimators(estimators)
+    training = Training.from_json({**(training or Training()).to_json(), **settings})
+    seen, test = cells.split(held_out, seed=0) if isinstance(held_out, float) else (cells, held_out)
+    track = _Track(vae, seen, test, training, num_particles, callback or (lambda line: None))
+    check_usable(vae, named, sample(seen, 8, seed=0, device=next(vae.parameters()).device))
+    shares = [position / num_points for position in range(num_points + 1)]
+    runs = []
+    for name, estimator in named.items():
+        tuning, rate = track.tune(name, estimator, learning_rates)
+        run = track.runs(name, estimator, rate, num_seeds, shares)
+        runs.append(run.assign(learning_rate=rate, tuning=("candidate", tuning)))
+    dataset = xr.concat(runs, xr.Variable("estimator", [*named])).assign_coords(candidate=[*learning_rates])
+    dataset.attrs |= {"num_particles": num_particles, "num_held_out": len(test), "model": type(vae).__name__}
+    return Race(dataset)
+
+
+@dataclass(frozen=True, eq=False)
+class _Track:
+    """Where the runs take place."""
+
+    vae: VAE
+    seen: Cells
+    test: Cells
+    training: Training
+    num_particles: int
+    say: Callable[[str], None]
+
+    def tune(self, name: str, estimator: Estimator, rates: Sequence[float]) -> tuple[list[float], float]:
+        """The bound of validation cells after a run by each learning rate, and the rate with the highest."""
+        if len(rates) == 1:
+            return [np.nan], rates[0]
+        rest, validation = self.seen.split(0.1, seed=1)
+        scores = []
+        for rate in rates:
+            self.say(f"{name}: trying the learning rate {rate:g}")
+            settings = replace(self.training, learning_rate=rate)
+            (last,) = trajectory(self.vae, rest, estimator, settings, [1.0], seed=1_000)
+            scores.append(self._bound(last, estimator, validation))
+        return scores, rates[int(np.nanargmax(scores))]
+
+    def runs(self, name: str, estimator: Estimator, rate: float, num_seeds: int, shares: Sequence[float]) -> xr.Dataset:
+        """The bound of the held-out cells along the runs of all seeds."""
+        settings = replace(self.training, learning_rate=rate)
+        values: dict[str, list[list[float]]] = {"bound": [], "step": [], "seconds": []}
+        for seed in range(num_seeds):
+            self.say(f"{name}: seed {seed + 1} of {num_seeds} at the learning rate {rate:g}")
+            snapshots = trajectory(self.vae, self.seen, estimator, settings, shares, seed=seed)
+            values["bound"].append([self._bound(snapshot, estimator, self.test) for snapshot in snapshots])
+            values["step"].append([float(snapshot.step) for snapshot in snapshots])
+            values["seconds"].append([snapshot.seconds for snapshot in snapshots])
+        coordinates = {"seed": range(num_seeds), "share": [*shares]}
+        return xr.Dataset({key: (("seed", "share"), value) for key, value in values.items()}, coords=coordinates)
+
+    def _bound(self, snapshot: Snapshot, estimator: Estimator, cells: Cells) -> float:
+        fitted = Fit(
+            vae=load(self.vae, snapshot),
+            registration=self.seen.registration,
+            history=pd.DataFrame(),
+            estimator=estimator,
+            training=self.training,
+            seed=0,
+        )
+        return float(fitted.log_likelihood(cells, num_particles=self.num_particles).mean())
