@@ -1,4 +1,4 @@
-"""The command line: ``genailab-pyro demo | fit | resume | evaluate | generate | denoise | check``.
+"""The command line ``genailab-pyro``.
 
 What a command needs is imported when it runs, so that help comes at once.
 """
@@ -15,6 +15,22 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from genailab_pyro.__about__ import __version__
+from genailab_pyro.cli_estimators import COMPARE_EXAMPLES, ESTIMATORS_EXAMPLES, compare, estimators
+from genailab_pyro.cli_options import (
+    Conditions,
+    Continuous,
+    Counts,
+    Data,
+    Folder,
+    Labels,
+    Levels,
+    Model,
+    Output,
+    Overwrite,
+    Quiet,
+    Seed,
+    SizeFactor,
+)
 
 INTERRUPTED = 130
 
@@ -53,31 +69,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-
-Folder = Annotated[Path, typer.Option(help="A new or empty folder for everything that comes out.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No line of progress.")]
-Model = Annotated[Path, typer.Argument(help="A run's folder, or a folder that fit.save has written.")]
-Data = Annotated[Path, typer.Argument(help="An h5ad file with raw counts.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The h5ad file to write.")]
-Levels = Annotated[
-    list[str] | None,
-    typer.Option("--condition", metavar="NAME=LEVEL", help="Level of a condition; may be given several times."),
-]
-Conditions = Annotated[
-    list[str] | None,
-    typer.Option("--condition", metavar="COLUMN", help="Categorical column of obs that the model is told; repeatable."),
-]
-Continuous = Annotated[
-    list[str] | None,
-    typer.Option("--continuous", metavar="COLUMN", help="Numeric column of obs that the model is told; repeatable."),
-]
-Labels = Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of obs with labels, for the report only.")]
-Counts = Annotated[str | None, typer.Option(metavar="LAYER", help="Layer with the raw counts; without it, X.")]
-SizeFactor = Annotated[
-    str | None, typer.Option(metavar="COLUMN", help="Column of obs that takes the place of a cell's total counts.")
-]
 
 
 def _version(asked: bool) -> None:
@@ -145,9 +136,13 @@ def fit(
     counts: Counts = None,
     size_factor: SizeFactor = None,
     model: Annotated[
-        str | None, typer.Option(help="CVAE, CVAE_NB, CVAE_ZINB, or without conditions VAE_Gaussian, VAE_NB, VAE_ZINB.")
+        str | None,
+        typer.Option(
+            help="CVAE, CVAE_NB, CVAE_ZINB; without conditions VAE_Gaussian, VAE_NB, VAE_ZINB; with structured latents "
+            "HierarchicalVAE, LabelVAE, BernoulliVAE."
+        ),
     ] = None,
-    estimator: Annotated[str | None, typer.Option(help="pathwise, pathwise-kl, score or score-graph.")] = None,
+    estimator: Annotated[str | None, typer.Option(help="A name that 'genailab-pyro estimators' lists.")] = None,
     max_epochs: Annotated[int | None, typer.Option(help="Passes over the training cells.")] = None,
     held_out: Annotated[
         str | None, typer.Option(metavar="SHARE|COLUMN", help="Share of the cells, or a true/false column of obs.")
@@ -343,6 +338,10 @@ def check(
     if not roles:
         print_columns(adata)
     say(f"The cells can be fitted: genailab-pyro fit {shlex.join([str(data), *roles])} --folder runs/first")
+
+
+app.command(epilog=COMPARE_EXAMPLES)(compare)
+app.command(epilog=ESTIMATORS_EXAMPLES)(estimators)
 
 
 def _say_error(kind: str, message: object) -> None:

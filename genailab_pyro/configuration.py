@@ -20,12 +20,19 @@ from genailab_pyro import estimators
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.preprocess import preprocess
 from genailab_pyro.data.validation import named, suggestion
+from genailab_pyro.model.structured import BernoulliVAE, HierarchicalVAE, LabelVAE
 from genailab_pyro.model.vae import CVAE, CVAE_NB, CVAE_ZINB, VAE, VAE_NB, VAE_ZINB, VAE_Gaussian
 from genailab_pyro.nn import choose
 from genailab_pyro.train.fit import fit
 from genailab_pyro.train.settings import Training
 
-MODELS: dict[str, Any] = {model.__name__: model for model in (CVAE, CVAE_NB, CVAE_ZINB, VAE_Gaussian, VAE_NB, VAE_ZINB)}
+MODELS: dict[str, Any] = {
+    model.__name__: model
+    for model in (
+        *(CVAE, CVAE_NB, CVAE_ZINB, VAE_Gaussian, VAE_NB, VAE_ZINB),
+        *(HierarchicalVAE, LabelVAE, BernoulliVAE),
+    )
+}
 
 
 def _default(function: Callable[..., Any], name: str) -> Any:

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from genailab_pyro import data, plots
@@ -17,9 +16,10 @@ from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.registration import register
 from genailab_pyro.estimators import table
 from genailab_pyro.evaluation import Estimate, LabelAgreement, compare_models, label_agreement
-from genailab_pyro.experiments import GradientDraws, draw_gradients
+from genailab_pyro.experiments import EstimatorComparison, compare_estimators
 from genailab_pyro.model.vae import CVAE_NB, CVAE_ZINB
 from genailab_pyro.report import Report, model_card, sections
+from genailab_pyro.report.comparison import comparison_section, findings
 from genailab_pyro.report.folder import RunFolder
 from genailab_pyro.report.terminal import say
 from genailab_pyro.train.fit import fit
@@ -34,13 +34,7 @@ FITS = {
     "NB score-graph": (CVAE_NB, "score-graph"),
     "ZINB pathwise": (CVAE_ZINB, "pathwise"),
 }
-GRADIENTS = ("pathwise", "score", "score-graph")
-GROUPS = {
-    "latent location": "encoder.loc.bias",
-    "latent scale": "encoder.scale.bias",
-    "decoder": "decoder.layers.0.bias",
-}
-NUM_DRAWS = 200
+GRADIENTS = ("pathwise", "pathwise-kl", "score", "score-graph", "score-graph-ema")
 
 
 @dataclass(frozen=True)
@@ -51,24 +45,19 @@ class DemoResult:
         fits: The fits, by name.
         scores: Held-out ELBO and importance-weighted log-likelihood with paired differences (nats per cell), seconds,
             active latents and agreement with the labels; one row per fit.
-        gradients: Variance of each estimator's gradient on the trained model, by group of parameters.
+        comparison: Gradients of several estimators on the trained model.
         folder: Where the report is.
     """
 
     fits: dict[str, Fit]
     scores: pd.DataFrame
-    gradients: pd.DataFrame
+    comparison: EstimatorComparison
     folder: Path
 
     @property
     def findings(self) -> list[str]:
-        """The comparison of the estimators, a sentence each."""
-        location = self.gradients[self.gradients["parameters"] == "latent location"].set_index("estimator")
-        return [
-            f"Gradient in the latent location, trained model: {name} has {row['ratio_to_pathwise']:,.0f} times the "
-            f"variance of pathwise; their means are {row['distance_of_means']:.1f} standard errors apart at most."
-            for name, row in location.drop(index="pathwise").iterrows()
-        ]
+        """What the comparison of the estimators shows, a sentence each."""
+        return findings(self.comparison)
 
 
 def split_every_tenth(adata: AnnData) -> tuple[AnnData, AnnData]:
@@ -100,10 +89,12 @@ def run_demo(folder: str | Path, *, seed: int = 0, max_epochs: int | None = None
         fits[name] = fit(vae, cells, estimator, seed=seed, progress=progress, max_epochs=max_epochs)
     test = cells.registration.bind(held_out)
     scores = score(fits, test, seed=seed)
-    draws = gradients_of(fits[MAIN], seed=seed)
-    variances = gradient_table(draws)
-    result = DemoResult(fits, scores, variances, out.path)
-    _write(out, result, cells, test, draws, seed=seed)
+    if progress:
+        say(f"Comparing gradients on the trained model {MAIN}")
+    main = fits[MAIN]
+    compared = compare_estimators(main.vae, cells, GRADIENTS, checkpoints=("given",), particles=(), seed=seed)
+    result = DemoResult(fits, scores, compared, out.path)
+    _write(out, result, cells, test, seed=seed)
     return result
 
 
@@ -138,53 +129,11 @@ def _labels(cells: Cells) -> np.ndarray:
     return cells.labels
 
 
-def gradients_of(fitted: Fit, *, seed: int) -> dict[str, dict[str, GradientDraws]]:
-    """Gradients by each estimator at the trained weights, on one minibatch, with common random numbers."""
-    cells = fitted.bind()
-    minibatch = cells.take(np.arange(min(128, len(cells))))
-    named = dict(fitted.vae.named_parameters())
-    parameters = {group: named[name] for group, name in GROUPS.items()}
-    return {
-        estimator: draw_gradients(
-            fitted.vae.model, fitted.vae.guide, minibatch, estimator, parameters, num_draws=NUM_DRAWS, seed=seed
-        )
-        for estimator in GRADIENTS
-    }
-
-
-def gradient_table(draws: dict[str, dict[str, GradientDraws]]) -> pd.DataFrame:
-    """Variance of each estimator by group, its ratio to pathwise, and how far its mean is from pathwise's.
-
-    The distance of the means is the largest over coordinates, in standard errors of the difference.
-    """
-    rows = []
-    for group in GROUPS:
-        reference = draws["pathwise"][group]
-        for estimator in GRADIENTS:
-            drawn = draws[estimator][group]
-            low, high = drawn.variance_interval()
-            error = np.sqrt((drawn.values.var(0, ddof=1) + reference.values.var(0, ddof=1)) / len(drawn.values))
-            apart = np.abs(drawn.mean - reference.mean)
-            rows.append(
-                {
-                    "parameters": group,
-                    "estimator": estimator,
-                    "variance": drawn.variance,
-                    "variance_low": low,
-                    "variance_high": high,
-                    "ratio_to_pathwise": drawn.variance / reference.variance,
-                    "distance_of_means": float(np.max(apart / np.maximum(error, 1e-12))),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
 def _write(
     out: RunFolder,
     result: DemoResult,
     cells: Cells,
     test: Cells,
-    draws: dict[str, dict[str, GradientDraws]],
     *,
     seed: int,
 ) -> None:
@@ -194,7 +143,7 @@ def _write(
     held_out = np.isin(annotated.obs_names, test.obs_names)
     annotated.obs["split"] = pd.Categorical(np.where(held_out, "held-out", "train"))
     annotated.obsm["X_umap"] = umap(annotated.obsm["X_vae"], seed=seed)
-    report, figures = _report(result, cells, annotated, draws, seed=seed)
+    report, figures = _report(result, cells, annotated, seed=seed)
     for name, figure in figures.items():
         out.figure(name, figure)
     out.config(_config(result, seed))
@@ -214,9 +163,7 @@ def _config(result: DemoResult, seed: int) -> dict[str, Any]:
     }
 
 
-def _report(
-    result: DemoResult, cells: Cells, annotated: AnnData, draws: dict[str, dict[str, GradientDraws]], *, seed: int
-) -> tuple[Report, dict[str, Figure]]:
+def _report(result: DemoResult, cells: Cells, annotated: AnnData, *, seed: int) -> tuple[Report, dict[str, Figure]]:
     fits, scores = result.fits, result.scores
     best = scores.index[0]
     main = fits[MAIN]
@@ -228,7 +175,7 @@ def _report(
     )
     bound = _with_errors(scores, "log_likelihood").iloc[0]
     agreement = scores[["ari", "nmi", "label_purity", "label_purity_by_chance"]]
-    ratio = _ratio(result.gradients, "latent location", "score")
+    ratio = float(result.comparison.at()["ratio"].sel(estimator="score"))
     report.key_figures(
         {
             "Best held-out log-likelihood": (bound, "nats per cell"),
@@ -238,7 +185,7 @@ def _report(
         }
     )
     figures = _held_out_section(report, result)
-    figures |= _gradient_section(report, result, draws)
+    figures |= comparison_section(report, result.comparison)
     figures |= sections.training_section(report, MAIN, main)
     figures |= sections.latent_section(report, annotated.obsm["X_umap"], annotated.obs[LABELS], agreement)
     counts = {name: fits[name] for name in (MAIN, "ZINB pathwise")}
@@ -279,69 +226,6 @@ def _held_out_section(report: Report, result: DemoResult) -> dict[str, Figure]:
         "in the end because rounding differs, and noise amplifies it. Scored are the weights of each curve's peak.)"
     )
     return {"validation_elbo": figure}
-
-
-def _gradient_section(
-    report: Report, result: DemoResult, draws: dict[str, dict[str, GradientDraws]]
-) -> dict[str, Figure]:
-    variances = result.gradients
-    report.section(
-        "How far the gradients scatter",
-        f"At the weights of the trained {MAIN} model, on one minibatch of 128 cells, each estimator drew the same "
-        f"gradient {NUM_DRAWS} times with the same random numbers. All estimate the gradient of the same ELBO: their "
-        "means agree within a few standard errors. What differs is the variance, and with it the number of draws (or "
-        "steps) that a given precision costs.",
-    )
-    shown = variances.assign(
-        interval=[
-            f"{low:.3g} to {high:.3g}"
-            for low, high in zip(variances["variance_low"], variances["variance_high"], strict=True)
-        ]
-    )
-    shown = shown[["parameters", "estimator", "variance", "interval", "ratio_to_pathwise", "distance_of_means"]]
-    report.table(
-        shown.rename(
-            columns={
-                "interval": "95 % interval",
-                "ratio_to_pathwise": "ratio to pathwise",
-                "distance_of_means": "distance of means (standard errors)",
-            }
-        ),
-        "Variance of the gradient summed over parameters, in (nats per cell)^2, with a bootstrap interval, and the "
-        "largest distance of its mean from that of pathwise. The decoder's gradient does not depend on how the latent "
-        "is differentiated: its ratio is one, a control.",
-        formats=".3g",
-    )
-    group = variances[variances["parameters"] == "latent location"]
-    bars = plots.gradient_variances(
-        [*group["estimator"]], group["variance"].to_numpy(), group[["variance_low", "variance_high"]].to_numpy()
-    )
-    report.figure(
-        bars,
-        "Variance of the gradient in the latent location, on a logarithmic axis.",
-        alt="A point with an interval for each estimator.",
-    )
-    scatter = plots.gradient_scatter(
-        {name: _two(draws[name]["latent location"].values) for name in GRADIENTS[:2]},
-        coordinates=("location 0", "location 1"),
-        unit="nats per cell",
-    )
-    report.figure(
-        scatter,
-        "Each point is a draw of the gradient, in the biases of the first two latent locations. "
-        "Pathwise draws lie so close that they need a magnified panel.",
-        alt="A wide cloud of score-function gradients around a tiny one of pathwise gradients.",
-    )
-    return {"gradient_variance": bars, "gradient_scatter": scatter}
-
-
-def _two(values: Float[np.ndarray, "draws parameters"]) -> Float[np.ndarray, "draws 2"]:
-    return values[:, :2]
-
-
-def _ratio(variances: pd.DataFrame, group: str, estimator: str) -> float:
-    row = variances[(variances["parameters"] == group) & (variances["estimator"] == estimator)]
-    return float(row["ratio_to_pathwise"].iloc[0])
 
 
 def _with_errors(scores: pd.DataFrame, column: str) -> pd.Series:

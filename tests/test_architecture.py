@@ -24,7 +24,10 @@ ORDER = [
     "report",
     "configuration",
     "runs",
+    "comparing",
     "demo",
+    "cli_options",
+    "cli_estimators",
     "cli",
 ]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)

@@ -17,13 +17,13 @@ from scipy import sparse
 from typer.testing import CliRunner
 
 import genailab_pyro as glp
-from genailab_pyro import cli, runs
+from genailab_pyro import cli, estimators, runs
 from genailab_pyro.configuration import Configuration
 from genailab_pyro.report import run
 from genailab_pyro.train.checkpoint import fingerprint
 
 PACKAGE = Path(cli.__file__).parent
-COMMANDS = ("demo", "fit", "resume", "evaluate", "generate", "denoise", "check")
+COMMANDS = ("demo", "fit", "resume", "evaluate", "generate", "denoise", "check", "compare", "estimators")
 SMALL = ("--set", "model.hidden_dims=[8]", "--set", "model.latent_dim=3", "--quiet")
 SEEDED = ("--max-epochs", 3, "--seed", 3, *SMALL)
 
@@ -459,7 +459,54 @@ def test_check_fails_where_the_cells_do_not_fit(data, run_folder, tmp_path):
     assert "log1p" in refused("check", tmp_path / "logs.h5ad")
 
 
-def test_the_demo_is_run_as_asked(run_folder, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def comparison():
+    """Of two estimators, on a few simulated cells."""
+    cells = glp.register(glp.data.simulate(60, 12, seed=0).adata)
+    vae = glp.CVAE_NB.from_registration(cells, hidden_dims=[8], latent_dim=2)
+    return glp.compare_estimators(vae, cells, ["pathwise", "score"], num_draws=20, checkpoints=("given",), particles=())
+
+
+def test_the_estimators_are_listed():
+    shown = command("estimators", COLUMNS="200").stdout
+    assert all(name in shown for name in estimators.table().index)
+    uses = command("estimators", "--uses", COLUMNS="200").stdout
+    assert "no: vimco" in uses
+    assert passed("estimators", "--markdown").stdout == estimators.markdown_table()
+
+
+def test_the_readme_holds_the_table_of_estimators():
+    assert estimators.markdown_table() in (PACKAGE.parent / "README.md").read_text()
+
+
+def test_estimators_are_compared_and_raced_on_a_file(data, tmp_path):
+    options = ["--estimator", "pathwise", "--estimator", "score", "--draws", 8, "--max-epochs", 2, "--race", 2]
+    folder = tmp_path / "compared"
+    shown = passed("compare", data, "--condition", "batch", *options, "--folder", folder, "--quiet").stdout
+    assert {path.name for path in folder.iterdir()} == {
+        *("config.yaml", "comparison.nc", "comparison.csv", "race.nc", "race.csv", "figures", "report.html")
+    }
+    loaded = glp.EstimatorComparison.load(folder / "comparison.nc")
+    assert [*loaded.dataset["estimator"].values] == ["pathwise", "score"]
+    assert [*loaded.dataset["checkpoint"].values] == ["initial", "mid", "trained"]
+    assert "most precise gradient" in shown
+    page = (folder / "report.html").read_text()
+    assert "How far the gradients scatter" in page
+    assert "Training by each estimator" in page
+    assert "expected a new or empty folder" in refused("compare", data, *options, "--folder", folder)
+    again = passed("compare", data, *options[:6], "--max-epochs", 1, "--folder", folder, "--quiet", "--overwrite")
+    assert not (folder / "race.nc").exists()
+    assert str(folder / "report.html") in again.stdout
+
+
+def test_an_estimator_that_a_model_cannot_have_is_refused_before_the_folder_is_made(data, tmp_path):
+    message = refused("compare", data, "--model", "LabelVAE", "--estimator", "pathwise", "--folder", tmp_path / "new")
+    assert "pathwise: site 'label'" in message
+    assert "'enum'" in message
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_demo_is_run_as_asked(run_folder, comparison, tmp_path, monkeypatch):
     from genailab_pyro import demo
 
     asked = {}
@@ -467,21 +514,13 @@ def test_the_demo_is_run_as_asked(run_folder, tmp_path, monkeypatch):
     def run_demo(folder, **options):
         asked.update(options, folder=folder)
         scores = pd.read_csv(run_folder / "scores.csv", index_col="model")
-        gradients = pd.DataFrame(
-            {
-                "parameters": ["latent location"] * 2,
-                "estimator": ["pathwise", "score"],
-                "ratio_to_pathwise": [1.0, 2500.0],
-                "distance_of_means": [0.0, 1.7],
-            }
-        )
-        return demo.DemoResult({}, scores, gradients, folder)
+        return demo.DemoResult({}, scores, comparison, folder)
 
     monkeypatch.setattr(demo, "run_demo", run_demo)
     shown = passed("demo", "--folder", tmp_path, "--max-epochs", 2, "--seed", 4, "--quiet")
     assert asked == {"folder": tmp_path, "max_epochs": 2, "seed": 4, "progress": False}
     assert str(tmp_path / "report.html") in shown.stdout
-    assert "score has 2,500 times the variance of pathwise; their means are 1.7 standard errors apart" in shown.stdout
+    assert "pathwise gives the most precise gradient of the latent location" in shown.stdout
 
 
 def test_the_version_is_shown():

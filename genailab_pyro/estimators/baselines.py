@@ -50,7 +50,7 @@ class Baseline(nn.Module):
         # What is kept for a site has a name and a size that only the data tell.
         for key, value in state_dict.items():
             name = key[len(prefix) :]
-            if key.startswith(prefix) and "." not in name:
+            if key.startswith(prefix) and "." not in name and name not in self._parameters:
                 self.register_buffer(name, value.clone())
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -151,10 +151,11 @@ class NetworkBaseline(ConstantBaseline):
     def __init__(self, decay: float = 0.9, width: int = 64) -> None:
         super().__init__(decay)
         self.width = width
-        self.network = nn.Sequential(
-            nn.Linear(width + 1, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
-        )
-        self.head = nn.Linear(width, 1)
+        with torch.random.fork_rng():  # so that estimators with and without it share their random numbers
+            self.network = nn.Sequential(
+                nn.Linear(width + 1, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
+            )
+            self.head = nn.Linear(width, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

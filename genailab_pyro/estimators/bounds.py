@@ -191,7 +191,14 @@ class TraceGraphELBO(WatchedELBO, TraceGraph_ELBO):
         return -torch.as_tensor(elbo).detach() + (surrogate - surrogate.detach())
 
 
-class TraceMeanFieldELBO(WatchedELBO, TraceMeanField_ELBO):
+class _Unverified(TraceMeanField_ELBO):
+    """Pyro's ``TraceMeanField_ELBO`` without its warning of an order of sites that is refused here."""
+
+    def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        return super(TraceMeanField_ELBO, self)._get_trace(model, guide, args, kwargs)
+
+
+class TraceMeanFieldELBO(WatchedELBO, _Unverified):
     """Pyro's ``TraceMeanField_ELBO``: the KL of each latent site in closed form.
 
     A site that is differentiated by its score has its score multiplied by the likelihood and by minus the KL of the
@@ -273,11 +280,11 @@ class DeltaELBO(TraceELBO):
             at_centre = prune_subsample_sites(at_centre)
             at_centre.compute_log_prob()
             (slope,) = torch.autograd.grad(at_centre.log_prob_sum(), centre)
-        self.expansion = at_centre, centre.detach(), slope
+        self.expansion = [(at_centre, centre.detach(), slope)]
         return model_trace, guide_trace
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> Losses:
-        at_centre, centre, slope = self.expansion
+        at_centre, centre, slope = self.expansion.pop()
         ((name, site),) = latent_sites(guide_trace).items()
         linear = sum_rightmost(slope * (site["value"] - centre), site["fn"].event_dim)
         centred = guide_trace.copy()

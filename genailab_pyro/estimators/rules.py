@@ -99,8 +99,8 @@ class Pathwise(Rule):
     advice = "the rule 'score', or for a discrete site the estimator 'enum', 'gumbel' or 'score-loo'"
 
     def applies(self, base: Distribution) -> bool:
-        """Whether it has reparameterised draws."""
-        return base.has_rsample
+        """Whether it has reparameterised draws; those of a discrete site that says so are biased."""
+        return base.has_rsample and not base.has_enumerate_support
 
     def score_parts(self, base: Distribution, value: Tensor) -> ScoreParts:
         """No score; the entropy term is log q."""
@@ -359,9 +359,12 @@ def closed_form_kl(q: Any, p: Any) -> Tensor:
     Raises:
         NotImplementedError: If the pair has none.
     """
-    # Some of torch's formulas do not broadcast.
-    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
-    return kl_divergence(unwrapped(q).expand(shape), unwrapped(p).expand(shape))
+    q, p = unwrapped(q), unwrapped(p)
+    if q.batch_shape != p.batch_shape:
+        # Some of torch's formulas do not broadcast.
+        shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+        q, p = q.expand(shape), p.expand(shape)
+    return kl_divergence(q, p)
 
 
 @register_kl(Estimated, Distribution)

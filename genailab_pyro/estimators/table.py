@@ -187,16 +187,29 @@ def register(
 
 
 def name_of(estimator: Estimator) -> str:
-    """The table's name of an estimator; for one that has none, its parts."""
+    """The table's name of an estimator, with its particles where they are not the table's; else its parts.
+
+    Example:
+        >>> name_of(Estimator("score", baseline="constant"))
+        'score-constant'
+    """
+    number = estimator.num_particles
     for name, row in _ROWS.items():
         if row.estimator == estimator:
             return name
     for name, row in _ROWS.items():
-        if estimator.num_particles >= row.estimator.least_particles and row.estimator == replace(
-            estimator, num_particles=row.estimator.num_particles
-        ):
-            return f"{name}-{estimator.num_particles}"
-    return str(estimator)
+        if number >= row.estimator.least_particles and estimator == replace(row.estimator, num_particles=number):
+            return f"{name}-{number}"
+    parts = [
+        estimator.rule,
+        estimator.bound if estimator.bound != "elbo" else None,
+        estimator.credit if estimator.credit != "plates" else None,
+        estimator.baseline,
+        estimator.temperature,
+        estimator.alpha,
+        number if number > 1 else None,
+    ]
+    return "-".join(str(part) for part in parts if part is not None)
 
 
 def table() -> pd.DataFrame:
@@ -222,6 +235,19 @@ def table() -> pd.DataFrame:
         for name, row in _ROWS.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+
+
+def markdown_table() -> str:
+    """The table in Markdown: names, how a site is differentiated, the bound, the least number of particles."""
+    lines = [
+        "| name | rule | bound | credit | baseline | least K | objective | latents | reference |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in table().iterrows():
+        cells = [f"`{name}`", *(str(row[column]) for column in ("rule", "bound", "credit", "baseline"))]
+        cells += [str(row[column]) for column in ("least_particles", "objective", "latents", "reference")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def matrix() -> pd.DataFrame:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from genailab_pyro.estimators.bounds import WatchedELBO
 from genailab_pyro.estimators.credit import PARTICLES, latent_sites, observed_sites, plate_factor, score_sites
-from genailab_pyro.estimators.rules import RULES, Estimated, EstimatorError, unwrapped
+from genailab_pyro.estimators.rules import RULES, Estimated, EstimatorError, is_deterministic, unwrapped
 
 LogWeights = Float[Tensor, "particles *plates"]
 
@@ -137,10 +137,13 @@ class DoublyReparameterisedELBO(WeightedELBO):
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-        self.drawn = {name: site["value"] for name, site in latent_sites(guide_trace).items()}
+        # A point has no density whose score could be left out: its derivative is weighed like that of a parameter.
+        latents = latent_sites(guide_trace)
+        self.drawn = {name: site["value"] for name, site in latents.items() if not is_deterministic(site["fn"])}
+        _check_points({name: site["value"] for name, site in latents.items() if name not in self.drawn}, self.drawn)
         self.factors: dict[str, Tensor] = {}
-        for name, site in latent_sites(guide_trace).items():
-            site["value"] = self._weighed(name, site["value"])
+        for name, value in self.drawn.items():
+            guide_trace.nodes[name]["value"] = self._weighed(name, value)
         replayed = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         model_trace = prune_subsample_sites(replayed)
         model_trace.compute_log_prob()
@@ -167,7 +170,8 @@ class DoublyReparameterisedELBO(WeightedELBO):
         frames = _data_frames(next(iter(latent_sites(guide_trace).values())))
         # log q, less what its parameters contribute to its derivative.
         fixed: Any = 0.0
-        for name, site in latent_sites(guide_trace).items():
+        for name in self.drawn:
+            site = guide_trace.nodes[name]
             beta = _beta(site)
             factor = (1 - beta) + beta * weights
             self.factors[name] = factor if self.num_particles > 1 else factor.squeeze(0)
@@ -179,7 +183,7 @@ class DoublyReparameterisedELBO(WeightedELBO):
     def _upstream(self, name: str, log_q: Tensor, guide_trace: Trace) -> Tensor:
         """What log q contributes through the latents that its parameters depend on, linear in these."""
         names = [*self.drawn]
-        earlier = names[: names.index(name)]
+        earlier = [other for other in names[: names.index(name)] if self.drawn[other].requires_grad]
         if not earlier or not torch.is_grad_enabled() or not log_q.requires_grad:
             return torch.zeros_like(log_q)
         slopes = _partial([self.drawn[other] for other in earlier], log_q.sum())
@@ -195,7 +199,7 @@ class DoublyReparameterisedELBO(WeightedELBO):
 
 def _partial(values: list[Tensor], output: Tensor) -> list[Tensor | None]:
     """Derivatives of an output in values of which each may depend on those before it, the others held fixed."""
-    slopes: list[Any] = [*torch.autograd.grad(output, values, retain_graph=True, allow_unused=True)]
+    slopes = _slopes(output, values)
     for position in reversed(range(len(values))):
         later = [other for other in range(position + 1, len(values)) if slopes[other] is not None]
         if slopes[position] is None or not later:
@@ -210,6 +214,22 @@ def _partial(values: list[Tensor], output: Tensor) -> list[Tensor | None]:
         )
         slopes[position] = slopes[position] if through is None else slopes[position] - through
     return slopes
+
+
+def _check_points(points: dict[str, Tensor], drawn: dict[str, Tensor]) -> None:
+    draws = [value for value in drawn.values() if value.requires_grad]
+    for name, value in points.items():
+        if not (draws and value.requires_grad):
+            continue
+        if any(slope is not None for slope in _slopes(value.sum(), draws)):
+            raise EstimatorError(
+                f"expected the point {name!r} not to depend on a draw of the guide beside the rule 'dreg'; use the "
+                "estimator 'iwae'"
+            )
+
+
+def _slopes(output: Tensor, values: list[Tensor]) -> list[Any]:
+    return [*torch.autograd.grad(output, values, retain_graph=True, allow_unused=True)]
 
 
 def _beta(site: Any) -> float:

@@ -15,7 +15,7 @@ from genailab_pyro.experiments.trajectory import BY_SCATTER, check_usable, first
 from genailab_pyro.model.vae import VAE
 from genailab_pyro.train.settings import Training
 
-CHECKPOINTS = {"initial": 0.0, "mid": 0.5, "trained": 1.0}
+CHECKPOINTS = {"given": 0.0, "initial": 0.0, "mid": 0.5, "trained": 1.0}
 
 
 def compare_estimators(
@@ -39,11 +39,12 @@ def compare_estimators(
     on other, shuffled minibatches before, and stay as they are.
 
     Args:
-        vae: The VAE; it stays as it is. ``checkpoints=("initial",)`` measures at its weights as they are.
+        vae: The VAE; it stays as it is.
         cells: Registered cells, on which the reference run is trained.
         estimators: Names in ``glp.estimators.table()``, or `Estimator` objects.
         num_draws: Gradient draws of each estimator, at least two.
-        checkpoints: ``"initial"``, ``"mid"``, ``"trained"``, or shares of the epochs of the reference run.
+        checkpoints: ``"initial"``, ``"mid"``, ``"trained"``, or shares of the epochs of the reference run;
+            ``("given",)`` measures at the weights as they are, such as those of a fit, and trains nothing.
         particles: Numbers of particles for which the signal-to-noise is measured at the last checkpoint; empty for
             none.
         reference: What the ratios of variances are to; None for ``"pathwise"``, or the first that is compared.
@@ -66,13 +67,14 @@ def compare_estimators(
         >>> cells = glp.register(glp.data.pbmc68k())
         >>> vae = glp.CVAE_NB.from_registration(cells, hidden_dims=[16])
         >>> compared = glp.compare_estimators(
-        ...     vae, cells, ["pathwise", "score"], num_draws=10, checkpoints=("initial",), particles=()
+        ...     vae, cells, ["pathwise", "score"], num_draws=10, checkpoints=("given",), particles=()
         ... )
         >>> float(compared.dataset["ratio"].sel(group="latent location", estimator="score").squeeze()) > 10
         True
     """
     named = named_estimators(estimators)
     shares = _shares(checkpoints)
+    _check_numbers(num_draws, particles)
     training = Training.from_json({**(training or Training()).to_json(), **settings})
     device = next(vae.parameters()).device
     minibatch = sample(cells, training.minibatch_size, seed=seed, device=device)
@@ -114,10 +116,19 @@ def named_estimators(estimators: Sequence[str | Estimator]) -> dict[str, Estimat
     """
     if isinstance(estimators, (str, Estimator)) or not estimators:
         raise ValueError(f"expected a list of estimators, such as ['pathwise', 'score'], got {estimators!r}")
-    named = {name if isinstance(name, str) else name_of(name): get(name) for name in estimators}
+    found = [get(estimator) for estimator in estimators]
+    names = [name if isinstance(name, str) else name_of(name) for name in estimators]
+    named = dict(zip(names, found, strict=True))
     if len(named) < len(estimators):
         raise ValueError(f"expected each estimator once, got {', '.join(map(str, estimators))}")
     return named
+
+
+def _check_numbers(num_draws: int, particles: Sequence[int]) -> None:
+    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 2:
+        raise ValueError(f"expected at least two draws, whose scatter is asked for, got num_draws={num_draws!r}")
+    if isinstance(particles, int) or any(isinstance(k, bool) or k < 1 or k != int(k) for k in particles):
+        raise ValueError(f"expected a list of whole numbers of particles, such as (1, 4, 16), got {particles!r}")
 
 
 def _shares(checkpoints: Sequence[str | float]) -> dict[str, float]:

@@ -87,7 +87,7 @@ class EstimatorComparison:
         """Figures of a checkpoint (None: the last) and a group of parameters (None: the first).
 
         Returns:
-            ``"variance_against_cost"``, ``"gradient_histograms"``, and, where it was measured,
+            ``"gradient_variance"``, ``"variance_against_cost"``, ``"gradient_histograms"``, and, where it was measured,
             ``"signal_to_noise"`` against the number of particles.
         """
         data = self.at(checkpoint, group)
@@ -99,6 +99,9 @@ class EstimatorComparison:
         intervals = np.where(np.isfinite(intervals), intervals, variances[:, None])
         intervals = np.stack([np.minimum(intervals[:, 0], variances), np.maximum(intervals[:, 1], variances)], axis=-1)
         figures = {
+            "gradient_variance": plots.gradient_variances(
+                names, variances, intervals, title=f"Variance of the gradient: {where}"
+            ),
             "variance_against_cost": plots.variance_against_cost(
                 names,
                 variances,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from genailab_pyro.estimators import Estimator, get
+from genailab_pyro.estimators.baselines import Baseline
 from genailab_pyro.types import Minibatch
 
 Groups = Mapping[str, Sequence[nn.Parameter]]
@@ -122,8 +123,10 @@ class GradientSampler:
         baseline = self.elbo.baseline
         if baseline is None:
             return
-        baseline.train()
         parameters = [*baseline.parameters()]
+        if not parameters and type(baseline).update is Baseline.update:
+            return  # it learns nothing
+        baseline.train()
         optimizer = torch.optim.Adam(parameters, lr=3e-3) if parameters else None
         for minibatch in minibatches:
             loss = self.elbo.differentiable_loss(self.model, self.guide, minibatch)

@@ -22,9 +22,9 @@ PARTS = {
     "upper": "upper latent",
     "library": "latent library",
     "prior": "prior",
+    "condition": "conditions",  # what the encoder reads, too
     "decoder": "decoder",
     "likelihood": "decoder",
-    "condition": "decoder",
 }
 NUM_DIRECTIONS = 8
 REFERENCE_PARTICLES = 16
@@ -33,12 +33,13 @@ NUM_MINIBATCHES = 40
 
 
 def groups_of(vae: VAE) -> dict[str, list[nn.Parameter]]:
-    """The parameters of a VAE in groups: the heads and the trunk of its encoder, what is above, and its decoder."""
+    """The trainable parameters of a VAE in groups: heads and trunk of the encoder, what is above, and the decoder."""
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in (*HEADS.values(), *PARTS.values())}
     for name, parameter in vae.named_parameters():
         part, head = name.split(".")[:2]
         group = HEADS[head] if part == "encoder" and head in HEADS else PARTS[part]
-        groups[group].append(parameter)
+        if parameter.requires_grad:
+            groups[group].append(parameter)
     return {name: parameters for name, parameters in groups.items() if parameters}
 
 
@@ -69,22 +70,18 @@ class Checkpoint:
         """The parameters in groups."""
         return groups_of(self.vae)
 
-    def sampler(self, estimator: Estimator) -> GradientSampler:
-        """An estimator whose baseline has learned on shuffled minibatches."""
+    def sampler(self, estimator: Estimator, size: int) -> GradientSampler:
+        """An estimator whose baseline has learned on shuffled minibatches of a size."""
         torch.manual_seed(self.seed)
         sampler = GradientSampler(self.vae.model, self.vae.guide, estimator, self.groups)
-        # A step with many particles teaches as much as several with one.
-        steps = max(WARM_STEPS // estimator.num_particles, WARM_STEPS // 10)
-        sampler.warm(self._shuffled(steps, seed=self.seed + 1))
+        sampler.warm(self._shuffled(WARM_STEPS, size, seed=self.seed + 1))
         return sampler
 
-    def _shuffled(self, number: int, *, seed: int) -> Iterator[Minibatch]:
+    def _shuffled(self, number: int, size: int, *, seed: int) -> Iterator[Minibatch]:
         """Minibatches of all cells in an order of their own in each pass."""
         drawn = 0
         while drawn < number:
-            for minibatch in self.cells.minibatches(
-                self.minibatch.size, seed=seed + drawn, device=self.minibatch.index.device
-            ):
+            for minibatch in self.cells.minibatches(size, seed=seed + drawn, device=self.minibatch.index.device):
                 if drawn < number:
                     yield minibatch
                 drawn += 1
@@ -104,15 +101,16 @@ class Checkpoint:
         """Everything but the signal-to-noise by particles, for each group of parameters and estimator."""
         drawn, seconds, evaluations = {}, {}, {}
         for name, estimator in named.items():
-            sampler = self.sampler(estimator)
+            sampler = self.sampler(estimator, self.minibatch.size)
             drawn[name] = sampler.draws(self.minibatch, self.num_draws, self.seed)
             seconds[name] = float(np.median(sampler.seconds))
             evaluations[name] = sampler.evaluations / self.minibatch.size
         precise: dict[Estimator, dict[str, GradientDraws]] = {}
         between: dict[Estimator, dict[str, float]] = {}
         for exact in {self.reference_of(estimator) for estimator in named.values()}:
-            sampler = self.sampler(exact)
-            precise[exact] = sampler.draws(self.minibatch, self.num_draws, self.seed + 1)
+            sampler = self.sampler(exact, self.minibatch.size)
+            # Its many particles make a few draws precise.
+            precise[exact] = sampler.draws(self.minibatch, max(self.num_draws // 2, 2), self.seed + 1)
             between[exact] = self._between(sampler)
         rows = []
         for group in self.groups:
@@ -139,7 +137,8 @@ class Checkpoint:
     def _between(self, sampler: GradientSampler) -> dict[str, float]:
         """Variance over minibatches of the mean gradient, from two independent draws of each minibatch."""
         pairs = []
-        for position, minibatch in enumerate(self._shuffled(NUM_MINIBATCHES, seed=self.seed + 10_000)):
+        shuffled = self._shuffled(NUM_MINIBATCHES, self.minibatch.size, seed=self.seed + 10_000)
+        for position, minibatch in enumerate(shuffled):
             first = (self.seed + 2) * 1_000_003 + 2 * position
             pairs.append([sampler.draw(minibatch, seed) for seed in (first, first + 1)])
         found = {}
@@ -160,7 +159,7 @@ class Checkpoint:
                     changed = get(estimator, num_particles=int(number))
                 except ValueError:
                     continue
-                drawn = self.sampler(changed).draws(cells, max(self.num_draws // 4, 2), self.seed)
+                drawn = self.sampler(changed, cells.size).draws(cells, max(self.num_draws // 4, 2), self.seed)
                 values[row, column] = drawn[group].signal_to_noise
         return xr.Dataset(
             {"signal_to_noise_by_particles": (("estimator", "num_particles"), values, {"group": group})},

@@ -39,27 +39,28 @@ class Race:
         ``difference`` is that from the best, paired by seeds, with its standard error.
         """
         final = self.dataset.isel(share=-1)
-        bounds = final["bound"].transpose("seed", "estimator").to_pandas()
-        best = bounds.mean().idxmax()
-        differences = bounds.sub(bounds[best], axis=0)
-        table = pd.DataFrame(
+        bounds = final["bound"]
+        differences = bounds - bounds.isel(estimator=int(bounds.mean("seed").argmax("estimator")))
+        number = np.sqrt(bounds.sizes["seed"])
+        table = xr.Dataset(
             {
-                "bound": bounds.mean(),
-                "bound_standard_error": bounds.sem(),
-                "difference": differences.mean(),
-                "difference_standard_error": differences.sem(),
-                "learning_rate": final["learning_rate"].to_pandas(),
-                "steps": final["step"].mean("seed").to_pandas(),
-                "seconds": final["seconds"].mean("seed").to_pandas(),
+                "bound": bounds.mean("seed"),
+                "bound_standard_error": bounds.std("seed", ddof=1) / number,
+                "difference": differences.mean("seed"),
+                "difference_standard_error": differences.std("seed", ddof=1) / number,
+                "learning_rate": final["learning_rate"],
+                "steps": final["step"].mean("seed"),
+                "seconds": final["seconds"].mean("seed"),
             }
         )
-        return table.sort_values("bound", ascending=False).rename_axis("estimator")
+        return table.drop_vars("share").to_dataframe().sort_values("bound", ascending=False)
 
     def plot(self) -> Figure:
         """The bound against steps and against seconds: mean and range over seeds."""
         curves: dict[str, Mapping[str, np.ndarray]] = {}
         for name in self.dataset["estimator"].values:
             run = self.dataset.sel(estimator=name)
+            run = run.isel(share=np.diff(run["step"].mean("seed"), prepend=-1) > 0)  # points may share an epoch
             curves[str(name)] = {
                 "steps": run["step"].mean("seed").values,
                 "seconds": run["seconds"].mean("seed").values,
@@ -136,18 +137,16 @@ def race(
         >>> glp.race(vae, cells, ["pathwise", "score"], **options).to_dataframe().index[0]
         'pathwise'
     """
-    for name, value, least in (
-        ("num_seeds", num_seeds, 1),
-        ("num_particles", num_particles, 1),
-        ("num_points", num_points, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"expected {name} to be a whole number of at least {least}, got {value!r}")
+    for name, value in {"num_seeds": num_seeds, "num_particles": num_particles, "num_points": num_points}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"expected {name} to be a whole number of at least one, got {value!r}")
     if not len(learning_rates):
         raise ValueError("expected at least one learning rate, got none; pass learning_rates=(4e-3,)")
     named = named_estimators(estimators)
     training = Training.from_json({**(training or Training()).to_json(), **settings})
-    seen, test = cells.split(held_out, seed=0) if isinstance(held_out, float) else (cells, held_out)
+    for rate in learning_rates:
+        replace(training, learning_rate=rate)  # refuses a rate out of range before any work is done
+    seen, test = cells.split(held_out, seed=0) if isinstance(held_out, (int, float)) else (cells, held_out)
     track = _Track(vae, seen, test, training, num_particles, callback or (lambda line: None))
     check_usable(vae, named, sample(seen, 8, seed=0, device=next(vae.parameters()).device))
     shares = [position / num_points for position in range(num_points + 1)]
@@ -181,8 +180,14 @@ class _Track:
         for rate in rates:
             self.say(f"{name}: trying the learning rate {rate:g}")
             settings = replace(self.training, learning_rate=rate)
-            (last,) = trajectory(self.vae, rest, estimator, settings, [1.0], seed=1_000)
-            scores.append(self._bound(last, estimator, validation))
+            try:
+                (last,) = trajectory(self.vae, rest, estimator, settings, [1.0], seed=1_000)
+            except ArithmeticError:  # it diverged, which tells that the rate is too high
+                scores.append(np.nan)
+            else:
+                scores.append(self._bound(last, estimator, validation))
+        if np.isnan(scores).all():
+            raise ValueError(f"expected a learning rate by which {name} trains, got {rates!r}; add a lower one")
         return scores, rates[int(np.nanargmax(scores))]
 
     def runs(self, name: str, estimator: Estimator, rate: float, num_seeds: int, shares: Sequence[float]) -> xr.Dataset:

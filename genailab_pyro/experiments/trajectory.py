@@ -67,16 +67,13 @@ def trajectory(
 
 def usable(vae: VAE, estimator: Estimator, minibatch: Minibatch) -> EstimatorError | None:
     """None if an estimator can be used with a VAE, else why not."""
-    was_training = vae.training
-    vae.eval()
+    vae = copy.deepcopy(vae).eval()
     try:
         with frozen():
             model, guide, elbo = estimator.bind(vae.model, vae.guide)
             elbo.differentiable_loss(model, guide, minibatch)
     except EstimatorError as error:
         return error
-    finally:
-        vae.train(was_training)
     return None
 
 

@@ -166,6 +166,10 @@ class Program(nn.Module):
 
     (A bound method shows no parameters to torch.)
 
+    Attributes:
+        registers: Whether each run shows the parameters to Pyro's store, where Pyro's optimizers find them. It takes
+            time, and one that holds the parameters by itself does not need it.
+
     Args:
         vae: Whose parameters it shares.
     """
@@ -175,6 +179,12 @@ class Program(nn.Module):
     def __init__(self, vae: VAE) -> None:
         super().__init__()
         self.vae = vae
+        self.registers = True
+
+    def register(self, *names: str) -> None:
+        """Show the parameters of some parts to Pyro, if it is to see them."""
+        if self.registers:
+            self.vae.register_parts(*names)
 
 
 class Model(Program):
@@ -183,7 +193,7 @@ class Model(Program):
     def forward(self, minibatch: Minibatch) -> Tensor:
         """Declare the sites of the cells; returns the value of ``"x"``, shape ``[*particles, cells, genes]``."""
         vae = self.vae
-        vae.register_parts("condition", "prior", "library", "upper", "decoder", "likelihood")
+        self.register("condition", "prior", "library", "upper", "decoder", "likelihood")
         observed = vae.likelihood.observed(minibatch)  # of the data alone, whatever the latent library is
         with cells_plate(minibatch):
             if vae.library is not None:
@@ -203,7 +213,7 @@ class Guide(Program):
     def forward(self, minibatch: Minibatch) -> Tensor:
         """Declare the latent sites; returns a draw of ``"z"``, shape ``[*particles, cells, latent]``."""
         vae = self.vae
-        vae.register_parts("library", "upper", "encoder")
+        self.register("library", "upper", "encoder")
         with cells_plate(minibatch):
             if vae.library is not None:
                 pyro.sample("library", vae.library.posterior(minibatch))

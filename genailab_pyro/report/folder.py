@@ -14,7 +14,10 @@ from matplotlib.figure import Figure
 from genailab_pyro.files import write_whole
 from genailab_pyro.train.fitted import Fit
 
-FILES = ("config.yaml", "metrics.csv", "scores.csv", "cells.h5ad", "MODEL_CARD.md", "report.html")
+FILES = (
+    *("config.yaml", "metrics.csv", "scores.csv", "cells.h5ad", "MODEL_CARD.md", "report.html"),
+    *("comparison.nc", "comparison.csv", "race.nc", "race.csv"),
+)
 FOLDERS = ("figures", "model", "state")
 # What a process that was killed while it wrote a file leaves beside it.
 _PART = re.compile(r"\..+\.part")
@@ -76,6 +79,10 @@ class RunFolder:
     def scores(self, table: pd.DataFrame) -> Path:
         """Write the held-out scores of a run whose history is in the other table."""
         return write_whole(self.path / "scores.csv", table.to_csv())
+
+    def table(self, name: str, table: pd.DataFrame) -> Path:
+        """Write another table."""
+        return write_whole(self.path / f"{name}.csv", table.to_csv())
 
     def model(self, fit: Fit, name: str = "model") -> Path:
         """Save the fit."""

@@ -13,7 +13,10 @@ from rich.table import Table
 
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.schema import Categorical
+from genailab_pyro.experiments import EstimatorComparison
+from genailab_pyro.experiments.race import Race
 from genailab_pyro.plots.numbers import plus_minus, readable
+from genailab_pyro.report.comparison import by_checkpoint
 
 PIPE_WIDTH = 120
 
@@ -39,16 +42,18 @@ def print_table(rows: Sequence[Mapping[str, object]], title: str, *, words: Sequ
     console().print(table)
 
 
-def print_scores(scores: pd.DataFrame, cells: str) -> None:
+def print_scores(scores: pd.DataFrame, cells: str, *, over: str = "cells") -> None:
     """Show scores in nats per cell; a column that has a standard error is shown with it.
 
     Args:
-        scores: One row per model.
+        scores: One row per model, or estimator.
         cells: On which cells.
+        over: What the standard errors are over.
     """
+    kind = str(scores.index.name or "model")
     rows = []
     for model, row in scores.iterrows():
-        shown: dict[str, object] = {"model": model}
+        shown: dict[str, object] = {kind: model}
         for column in scores.columns:
             if f"{column}_standard_error" in scores.columns:
                 shown[column.replace("_", " ")] = plus_minus(row[column], row[f"{column}_standard_error"])
@@ -56,8 +61,8 @@ def print_scores(scores: pd.DataFrame, cells: str) -> None:
                 value = float(row[column])
                 shown[column.replace("_", " ")] = f"{value:,.0f}" if value.is_integer() else readable(value)
         rows.append(shown)
-    title = f"{cells}, nats per cell: mean ± standard error over cells (higher is better)"
-    print_table(rows, title, words=["model"])
+    title = f"{cells}, nats per cell: mean ± standard error over {over} (higher is better)"
+    print_table(rows, title, words=[kind])
 
 
 def print_result(folder: Path, scores: pd.DataFrame | None, verdict: Sequence[str] = ()) -> None:
@@ -75,6 +80,17 @@ def print_result(folder: Path, scores: pd.DataFrame | None, verdict: Sequence[st
     say(f"Report: {folder / 'report.html'}")
     say(f"Model:  {folder / 'model'}")
     say(f"Cells:  {folder / 'cells.h5ad'}")
+
+
+def print_comparison(comparison: EstimatorComparison, race: Race | None) -> None:
+    """Show how far each estimator scatters at each checkpoint, and how well it trains."""
+    group = str(comparison.at()["group"].item())
+    records = by_checkpoint(comparison).reset_index().to_dict("records")
+    rows = [{str(key): value for key, value in record.items()} for record in records]
+    title = f"Variance of the gradient in the {group}, as a multiple of {comparison.dataset.attrs['reference']}"
+    print_table(rows, title, words=["checkpoint", "estimator", "objective"])
+    if race is not None:
+        print_scores(race.to_dataframe(), "Held-out cells", over="seeds")
 
 
 def print_cells(adata: AnnData, cells: Cells) -> None:

@@ -41,6 +41,11 @@ PACKAGES = ("genailab-pyro", "pyro-ppl", "torch", "anndata", "numpy", "scanpy", 
 CHUNK = 4_000_000
 
 
+def installed() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    return {name: version(name) for name in PACKAGES}
+
+
 @dataclass(frozen=True, eq=False)
 class Fit:
     """A trained VAE with the schema of its data, its history and its settings.
@@ -70,7 +75,7 @@ class Fit:
     seed: int
     cells: Cells | None = field(default=None, repr=False)
     interrupted: bool = False
-    versions: Mapping[str, str] = field(default_factory=lambda: {name: version(name) for name in PACKAGES})
+    versions: Mapping[str, str] = field(default_factory=installed)
     baseline: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     @property

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from pyro import poutine
@@ -42,15 +44,16 @@ class Terms:
         The annealing weight is not part of them; the plate's factor is.
         """
         reconstruction = kl = 0.0
-        probabilities = _enumerated(guide_trace)
-        for name, site in model_trace.nodes.items():
-            if site["type"] != "sample":
-                continue
-            weight = _plate_factor(site) / num_particles
-            if site["is_observed"]:
-                reconstruction -= weight * (probabilities * site["unscaled_log_prob"].detach()).sum().item()
-            else:
-                kl += weight * _site_kl(site, guide_trace.nodes[name], probabilities)
+        with torch.no_grad():
+            probabilities = _enumerated(guide_trace)
+            for name, site in model_trace.nodes.items():
+                if site["type"] != "sample":
+                    continue
+                weight = _plate_factor(site) / num_particles
+                if site["is_observed"]:
+                    reconstruction -= weight * _expected(site["unscaled_log_prob"], probabilities)
+                else:
+                    kl += weight * _expected(_site_kl(site, guide_trace.nodes[name]), probabilities)
         return cls(reconstruction / num_cells, kl / num_cells)
 
 
@@ -62,26 +65,22 @@ def _plate_factor(site: dict) -> float:
     return factor
 
 
-def _enumerated(guide_trace: Trace) -> Tensor | float:
-    """The probability of each combination of the values that are summed over; one where none are."""
+def _enumerated(guide_trace: Trace) -> Tensor | None:
+    """The probability of each combination of the values that are summed over; None where none are."""
     sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
-    listed = [site["unscaled_log_prob"].detach().exp() for site in sites if site["infer"].get("enumerate")]
-    probabilities: Tensor | float = 1.0
-    for listing in listed:
-        probabilities = probabilities * listing
-    return probabilities
+    listed = [site["unscaled_log_prob"].exp() for site in sites if site["infer"].get("enumerate")]
+    return reduce(torch.mul, listed) if listed else None
 
 
-def _site_kl(model_site: dict, guide_site: dict, probabilities: Tensor | float) -> float:
-    with torch.no_grad():
-        if guide_site["infer"].get("enumerate"):
-            # Its own probabilities are those of what it is summed over.
-            return (probabilities * (guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"])).sum().item()
-        try:
-            kl = closed_form_kl(guide_site["fn"], model_site["fn"])
-        except NotImplementedError:
-            kl = guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"]
-        return (probabilities * kl).sum().item()
+def _expected(terms: Tensor, probabilities: Tensor | None) -> float:
+    return (terms if probabilities is None else probabilities * terms).sum().item()
+
+
+def _site_kl(model_site: dict, guide_site: dict) -> Tensor:
+    if not guide_site["infer"].get("enumerate"):  # else its own probabilities are those of what it is summed over
+        with suppress(NotImplementedError):
+            return closed_form_kl(guide_site["fn"], model_site["fn"])
+    return guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"]
 
 
 class Objective:

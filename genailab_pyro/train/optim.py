@@ -1,5 +1,6 @@
 """One torch optimizer over all parameters of a model/guide pair, behind Pyro's optimizer interface."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -72,9 +73,9 @@ class ModuleOptim(PyroOptim):
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         self.gradient_norm = norm.item()
-        if not torch.isfinite(norm):
+        if not math.isfinite(self.gradient_norm):
             raise NonFiniteGradientError(f"the gradient's norm is {self.gradient_norm}")
-        if self.clip is not None:
+        if self.clip is not None and self.gradient_norm > self.clip:
             nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
         self.optimizer.step()
         # Pyro would leave zeros, by which a parameter that the next step does not see would still decay and drift.

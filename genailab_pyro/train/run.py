@@ -105,7 +105,10 @@ class Run:
         self.num_epochs = training.epochs(len(self.train_cells))
         self.num_steps = self.num_epochs * training.steps_per_epoch(len(self.train_cells))
         self.annealed = Annealed(["z"] if vae.upper is None else [vae.upper.site, "z"])
-        model, guide, elbo = estimator.bind(Handled(vae.model, self.annealed), Handled(vae.guide, self.annealed))
+        programs = vae.model, vae.guide
+        for program in programs:
+            program.registers = False  # the optimizer holds the parameters by itself
+        model, guide, elbo = estimator.bind(*(Handled(program, self.annealed) for program in programs))
         self.model, self.guide = model, guide
         self.baseline = None if elbo.baseline is None else elbo.baseline.to(self.device, self.dtype)
         self.objective = Objective(elbo, penalties)
@@ -136,16 +139,9 @@ class Run:
         self.vae.train()
         self.objective.steps.clear()
         norms: list[float] = []
-        num_cells = len(self.train_cells)
-        schedule = LEARNING_RATES[training.learning_rate_schedule]
         for index in self._order():
-            self.minibatch = minibatch = self.train_cells.take(index, device=self.device, dtype=self.dtype)
-            self.annealed.beta = training.warmup.at(record.step, self.num_steps)
-            factor = schedule(record.step / self.num_steps) * record.plateau
-            self.optim.set_learning_rate(factor)
-            self.svi.step(minibatch)
-            norms.append(self.optim.gradient_norm / num_cells)
-            record.step += 1
+            factor = self.step(self.train_cells.take(index, device=self.device, dtype=self.dtype))
+            norms.append(self.optim.gradient_norm / len(self.train_cells))
         record.epoch += 1
         train = _mean(self.objective.steps)
         validation = self.validate()
@@ -162,6 +158,17 @@ class Run:
         record.history.append(row)
         self._compare(validation)
         return row
+
+    def step(self, minibatch: Minibatch) -> float:
+        """Take a step on a minibatch of the training cells; returns the factor of the learning rate."""
+        record, training = self.record, self.training
+        self.minibatch = minibatch
+        self.annealed.beta = training.warmup.at(record.step, self.num_steps)
+        factor = LEARNING_RATES[training.learning_rate_schedule](record.step / self.num_steps) * record.plateau
+        self.optim.set_learning_rate(factor)
+        self.svi.step(minibatch)
+        record.step += 1
+        return factor
 
     def _order(self) -> list[np.ndarray]:
         # Minibatches whose sizes differ by one cell at most, in an order that only the seed and the epoch decide.
