@@ -122,6 +122,18 @@ class TestDataset:
         data = compare("plain", ["pathwise"], num_draws=2, checkpoints=(0.5, "initial")).dataset
         assert [*data["checkpoint"].values] == ["0.5", "initial"]
 
+    def test_given_weights_are_measured_without_training(self, cells, compare):
+        said = []
+        vae = glp.fit(glp.CVAE_NB.from_registration(cells, hidden_dims=[16]), cells, max_epochs=2, progress=False).vae
+        given = compare(vae, ["pathwise"], num_draws=4, checkpoints=("given",), callback=said.append).dataset
+        assert said == ["measuring at the checkpoint given (epoch 0)"]
+        minibatch = sample(cells, 32, seed=0, device=torch.device("cpu"))
+        head = {"bias": vae.encoder.loc.bias, "weight": vae.encoder.loc.weight}
+        drawn = draw_gradients(vae.model, vae.guide, minibatch, "pathwise", head, num_draws=4)
+        expected = sum(draws.variance for draws in drawn.values())
+        variance = given["variance"].sel(checkpoint="given", group="latent location", estimator="pathwise")
+        assert variance == pytest.approx(expected, rel=1e-6)
+
     def test_the_weights_of_a_later_checkpoint_are_others(self, compared):
         untrained, trained = (
             row(compared, "decoder", "pathwise", "variance", name) for name in compared.dataset["checkpoint"].values
@@ -446,12 +458,13 @@ class TestRefusals:
 
 
 class TestReading:
-    def test_it_is_drawn_in_three_figures(self, by_particles):
+    def test_it_is_drawn_in_figures(self, by_particles):
         figures = by_particles.plot()
         assert [*figures] == ["gradient_variance", "variance_against_cost", "gradient_histograms", "signal_to_noise"]
-        titles = [figure.get_suptitle() for figure in figures.values()]
-        assert titles[0] == "Variance and cost of a gradient: latent location, checkpoint trained"
-        assert all("latent location" in title for title in titles)
+        titles = {name: figure.get_suptitle() for name, figure in figures.items()}
+        where = "latent location, checkpoint trained"
+        assert titles["variance_against_cost"] == f"Variance and cost of a gradient: {where}"
+        assert all("latent location" in title for title in titles.values())
 
     def test_another_checkpoint_and_group_are_drawn(self, compared):
         figures = compared.plot("initial", "decoder")
