@@ -148,9 +148,12 @@ class NetworkBaseline(ConstantBaseline):
         width: Width of the projection and of the hidden layers.
     """
 
+    projection: Tensor | None
+
     def __init__(self, decay: float = 0.9, width: int = 64) -> None:
         super().__init__(decay)
         self.width = width
+        self.register_buffer("projection", None, persistent=False)
         with torch.random.fork_rng():  # so that estimators with and without it share their random numbers
             self.network = nn.Sequential(
                 nn.Linear(width + 1, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()
@@ -162,12 +165,18 @@ class NetworkBaseline(ConstantBaseline):
     def _standardised(self, site: ScoreSite) -> Tensor:
         assert site.inputs is not None
         rows = site.inputs.detach().to(self.head.weight.dtype)
-        generator = torch.Generator().manual_seed(rows.shape[1])
-        projection = torch.randn(rows.shape[1], self.width, generator=generator, dtype=torch.float64)
         signed = rows.sign() * rows.abs().log1p()
-        mixed = signed @ projection.to(signed) / rows.shape[1] ** 0.5
+        mixed = signed @ self._projection(rows.shape[1]).to(signed)
         features = torch.cat([mixed, rows.abs().sum(1, keepdim=True).log1p()], dim=1)
         return self.head(self.network(features)).squeeze(1)
+
+    def _projection(self, columns: int) -> Tensor:
+        """Of unit scale, and the same for all data with as many columns."""
+        if self.projection is None or len(self.projection) != columns:
+            generator = torch.Generator().manual_seed(columns)
+            drawn = torch.randn(columns, self.width, generator=generator, dtype=torch.float64) / columns**0.5
+            self.projection = drawn.to(self.head.weight)
+        return self.projection
 
     def _spread(self, site: ScoreSite) -> Tensor:
         return self.kept(site, "square").sqrt().clamp(min=1e-3)

@@ -211,7 +211,8 @@ class Estimator:
         if self.bound == "renyi":
             options["alpha"] = 0.5 if self.alpha is None else self.alpha
         if self.baseline in BASELINES:
-            options["baseline"] = BASELINES[self.baseline]()
+            parameter = next(iter(guide.parameters()), None) if isinstance(guide, nn.Module) else None
+            options["baseline"] = BASELINES[self.baseline]().to(parameter)
         elbo_class = DeltaELBO if self.baseline == DELTA else CLASSES[self.bound, self.credit, self.rule]
         bound_model = Handled(model, RelaxedMessenger())
         advice = None if BOUNDS[self.bound] == "ELBO" else "the estimator 'vimco'"

@@ -13,6 +13,7 @@ from genailab_pyro.experiments.gradients import frozen
 from genailab_pyro.experiments.measure import Checkpoint
 from genailab_pyro.experiments.trajectory import BY_SCATTER, check_usable, first_usable, load, sample, trajectory
 from genailab_pyro.model.vae import VAE
+from genailab_pyro.train.fit import check_arguments
 from genailab_pyro.train.settings import Training
 
 CHECKPOINTS = {"given": 0.0, "initial": 0.0, "mid": 0.5, "trained": 1.0}
@@ -72,6 +73,7 @@ def compare_estimators(
         >>> float(compared.dataset["ratio"].sel(group="latent location", estimator="score").squeeze()) > 10
         True
     """
+    check_arguments(vae, cells)
     named = named_estimators(estimators)
     shares = _shares(checkpoints)
     _check_numbers(num_draws, particles)

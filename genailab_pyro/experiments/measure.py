@@ -30,6 +30,7 @@ NUM_DIRECTIONS = 8
 REFERENCE_PARTICLES = 16
 WARM_STEPS = 300
 NUM_MINIBATCHES = 40
+FEW_CELLS = 16
 
 
 def groups_of(vae: VAE) -> dict[str, list[nn.Parameter]]:
@@ -75,6 +76,12 @@ class Checkpoint:
         torch.manual_seed(self.seed)
         sampler = GradientSampler(self.vae.model, self.vae.guide, estimator, self.groups)
         sampler.warm(self._shuffled(WARM_STEPS, size, seed=self.seed + 1))
+        return sampler
+
+    def _with_particles(self, warmed: GradientSampler, estimator: Estimator) -> GradientSampler:
+        """An estimator with the baseline of another, whose number of particles may differ."""
+        sampler = GradientSampler(self.vae.model, self.vae.guide, estimator, self.groups)
+        sampler.elbo.baseline = warmed.elbo.baseline
         return sampler
 
     def _shuffled(self, number: int, size: int, *, seed: int) -> Iterator[Minibatch]:
@@ -151,15 +158,17 @@ class Checkpoint:
     def signal_to_noise(self, named: Mapping[str, Estimator], particles: Sequence[int]) -> xr.Dataset:
         """Signal-to-noise of the first group on some of the cells, by particles; NaN where an estimator needs more."""
         group = next(iter(self.groups))
-        cells = self.cells.take(self.minibatch.index[:32].cpu().numpy(), device=self.minibatch.index.device)
+        cells = self.cells.take(self.minibatch.index[:FEW_CELLS].cpu().numpy(), device=self.minibatch.index.device)
         values = np.full((len(named), len(particles)), np.nan)
         for row, estimator in enumerate(named.values()):
+            warmed = self.sampler(get(estimator, num_particles=estimator.least_particles), self.minibatch.size)
             for column, number in enumerate(particles):
                 try:
                     changed = get(estimator, num_particles=int(number))
                 except ValueError:
                     continue
-                drawn = self.sampler(changed, cells.size).draws(cells, max(self.num_draws // 4, 2), self.seed)
+                sampler = self._with_particles(warmed, changed)
+                drawn = sampler.draws(cells, max(self.num_draws // 4, 2), self.seed)
                 values[row, column] = drawn[group].signal_to_noise
         return xr.Dataset(
             {"signal_to_noise_by_particles": (("estimator", "num_particles"), values, {"group": group})},

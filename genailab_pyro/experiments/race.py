@@ -17,6 +17,7 @@ from genailab_pyro.experiments.compare import named_estimators
 from genailab_pyro.experiments.comparison import read_dataset, write_dataset
 from genailab_pyro.experiments.trajectory import Snapshot, check_usable, load, sample, trajectory
 from genailab_pyro.model.vae import VAE
+from genailab_pyro.train.fit import check_arguments
 from genailab_pyro.train.fitted import Fit
 from genailab_pyro.train.settings import Training
 
@@ -40,7 +41,7 @@ class Race:
         """
         final = self.dataset.isel(share=-1)
         bounds = final["bound"]
-        differences = bounds - bounds.isel(estimator=int(bounds.mean("seed").argmax("estimator")))
+        differences = bounds - bounds.isel(estimator=int(bounds.mean("seed").fillna(-np.inf).argmax("estimator")))
         number = np.sqrt(bounds.sizes["seed"])
         table = xr.Dataset(
             {
@@ -59,7 +60,9 @@ class Race:
         """The bound against steps and against seconds: mean and range over seeds."""
         curves: dict[str, Mapping[str, np.ndarray]] = {}
         for name in self.dataset["estimator"].values:
-            run = self.dataset.sel(estimator=name)
+            run = self.dataset.sel(estimator=name).dropna("seed")
+            if not run.sizes["seed"]:
+                continue  # all its runs diverged
             run = run.isel(share=np.diff(run["step"].mean("seed"), prepend=-1) > 0)  # points may share an epoch
             curves[str(name)] = {
                 "steps": run["step"].mean("seed").values,
@@ -142,6 +145,7 @@ def race(
             raise ValueError(f"expected {name} to be a whole number of at least one, got {value!r}")
     if not len(learning_rates):
         raise ValueError("expected at least one learning rate, got none; pass learning_rates=(4e-3,)")
+    check_arguments(vae, cells)
     named = named_estimators(estimators)
     training = Training.from_json({**(training or Training()).to_json(), **settings})
     for rate in learning_rates:
@@ -196,7 +200,13 @@ class _Track:
         values: dict[str, list[list[float]]] = {"bound": [], "step": [], "seconds": []}
         for seed in range(num_seeds):
             self.say(f"{name}: seed {seed + 1} of {num_seeds} at the learning rate {rate:g}")
-            snapshots = trajectory(self.vae, self.seen, estimator, settings, shares, seed=seed)
+            try:
+                snapshots = trajectory(self.vae, self.seen, estimator, settings, shares, seed=seed)
+            except ArithmeticError:
+                self.say(f"{name}: seed {seed + 1} diverged at the learning rate {rate:g}")
+                for column in values.values():
+                    column.append([np.nan] * len(shares))
+                continue
             values["bound"].append([self._bound(snapshot, estimator, self.test) for snapshot in snapshots])
             values["step"].append([float(snapshot.step) for snapshot in snapshots])
             values["seconds"].append([snapshot.seconds for snapshot in snapshots])

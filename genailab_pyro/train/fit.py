@@ -85,7 +85,7 @@ def fit(
         >>> glp.fit(vae, cells, estimator="pathwise", max_epochs=2, progress=False).latent().shape
         (700, 10)
     """
-    _check_arguments(vae, cells)
+    check_arguments(vae, cells)
     chosen = get(estimator)
     training = Training.from_json({**(training or Training()).to_json(), **settings})
     seed = operator.index(seed)
@@ -206,7 +206,13 @@ def _diagnosis(run: Run, error: ArithmeticError) -> str:
     )
 
 
-def _check_arguments(vae: VAE, cells: Cells) -> None:
+def check_arguments(vae: VAE, cells: Cells) -> None:
+    """Refuse a VAE and cells that do not fit together.
+
+    Raises:
+        TypeError: If they are something else.
+        ValueError: If they have other genes.
+    """
     if not isinstance(vae, VAE):
         raise TypeError(f"expected a VAE, such as glp.CVAE_NB.from_registration(cells), got {type(vae).__name__}")
     if not isinstance(cells, Cells):

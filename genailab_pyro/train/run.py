@@ -110,7 +110,7 @@ class Run:
             program.registers = False  # the optimizer holds the parameters by itself
         model, guide, elbo = estimator.bind(*(Handled(program, self.annealed) for program in programs))
         self.model, self.guide = model, guide
-        self.baseline = None if elbo.baseline is None else elbo.baseline.to(self.device, self.dtype)
+        self.baseline = elbo.baseline
         self.objective = Objective(elbo, penalties)
         clip = None if training.gradient_clip is None else training.gradient_clip * len(self.train_cells)
         self.optim = ModuleOptim(

@@ -227,7 +227,7 @@ def assert_same(first, second):
 def test_it_learns_in_training_and_is_frozen_in_evaluation(baseline):
     cells, learned = trained(baseline)
     model, guide, elbo = estimator_with(baseline).bind(cells.model, cells)
-    elbo.baseline = learned
+    elbo.baseline = learned.double()  # as bind makes it, beside a guide in double precision
     loss, before = elbo(model, guide), state(learned)
     loss.eval()
     for minibatch in cells.minibatches(64):
@@ -271,7 +271,7 @@ def test_what_it_learned_is_saved_and_loaded(baseline):
 def test_it_is_saved_and_loaded_with_the_bound_of_a_pair(baseline):
     cells, learned = trained(baseline)
     model, guide, elbo = estimator_with(baseline).bind(cells.model, cells)
-    elbo.baseline = learned
+    elbo.baseline = learned.double()  # as bind makes it, beside a guide in double precision
     saved = elbo(model, guide).state_dict()
     model, guide, elbo = estimator_with(baseline).bind(cells.model, other := Cells(100))
     elbo(model, guide).load_state_dict(saved)

@@ -12,7 +12,6 @@ import xarray as xr
 import genailab_pyro as glp
 from genailab_pyro.estimators import EstimatorError
 from genailab_pyro.experiments.race import Race, race
-from genailab_pyro.train.objective import NonFiniteLossError
 from genailab_pyro.train.run import Run
 
 HOME = import_module("genailab_pyro.experiments.race")
@@ -217,8 +216,11 @@ class TestLearningRate:
         assert data["tuning"].isnull().values.tolist() == [[True, False]]
         with pytest.raises(ValueError, match=r"expected a learning rate by which pathwise trains.*add a lower one"):
             run(["pathwise"], learning_rates=[1e30, 1e29])
-        with pytest.raises(NonFiniteLossError):
-            run(["pathwise"], learning_rates=[1e30])
+
+    def test_runs_that_diverge_are_kept_without_a_bound(self, run):
+        broken = run(["pathwise"], learning_rates=[1e30])
+        assert broken.dataset["bound"].isnull().all()
+        assert broken.to_dataframe()["bound"].isna().all()
 
 
 class TestHeldOut:
