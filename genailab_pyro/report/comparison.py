@@ -143,7 +143,7 @@ def _credit(comparison: EstimatorComparison) -> list[str]:
                 f"times the variance in the latents, at {float(cost.mean()):.1f} times the time. "
                 + (
                     "With one latent site all costs are downstream of it, and the two are the same estimator."
-                    if abs(low - 1) < 0.01 and abs(high - 1) < 0.01
+                    if max(abs(low - 1), abs(high - 1)) < 1e-4
                     else "Costs that are left out had a mean of zero, but near a good posterior they also offset the "
                     "others: leaving them out need not lower the variance."
                 )

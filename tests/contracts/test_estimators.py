@@ -8,7 +8,19 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI
 
-from genailab_pyro import CVAE, CVAE_NB, CVAE_ZINB, Embedding, LatentLibrary, Minibatch, estimators
+from genailab_pyro import (
+    CVAE,
+    CVAE_NB,
+    CVAE_ZINB,
+    BernoulliVAE,
+    Embedding,
+    HierarchicalVAE,
+    LabelVAE,
+    LatentLibrary,
+    Minibatch,
+    estimators,
+)
+from genailab_pyro.estimators import EstimatorError
 
 CELLS, GENES, LEVELS = 6, 5, 3
 DECLARATIONS = {
@@ -137,3 +149,43 @@ def test_its_loss_is_an_unbiased_estimate_of_the_same_negative_elbo(name, miniba
     error = draws.std().item() * (2 / 2000) ** 0.5
     assert abs(loss - draws.mean().item()) < 5 * error
     assert abs(loss / 3 - draws.mean().item()) > 5 * error
+
+
+STRUCTURES = {
+    "bits": lambda: BernoulliVAE(GENES, 3, LEVELS, [8]),
+    "hierarchy": lambda: HierarchicalVAE(GENES, 3, LEVELS, [8], upper_dim=2),
+    "label": lambda: LabelVAE(GENES, 3, LEVELS, [8], num_labels=4),
+}
+USABLE = {
+    "bits": {"gumbel", "st-gumbel", "disarm", "vimco", *ROWS.index[ROWS["rule"] == "score"]},
+    "hierarchy": set(NORMAL),
+    "label": {"enum", "gumbel", "st-gumbel", "vimco", *ROWS.index[ROWS["rule"] == "score"]},
+}
+
+
+@pytest.mark.parametrize("structure", list(STRUCTURES))
+@pytest.mark.parametrize("name", ROWS.index)
+@pytest.mark.parametrize("more", [0, 6])
+def test_a_structured_vae_trains_by_what_it_can_have_and_refuses_the_rest(structure, name, more, minibatch):
+    number = ROWS.loc[name, "least_particles"] + more
+    gradients = []
+    for use_svi in (True, False):
+        vae = declare(STRUCTURES[structure])
+        model, guide, elbo = estimators.get(name, num_particles=int(number)).bind(vae.model, vae.guide)
+        torch.manual_seed(1)
+        if name not in USABLE[structure]:
+            with pytest.raises(EstimatorError, match="use "):
+                elbo(model, guide)(minibatch)
+            return
+        if use_svi:
+            SVI(model, guide, pyro.optim.SGD({"lr": 0.0}), elbo).loss_and_grads(model, guide, minibatch)
+        else:
+            elbo(model, guide)(minibatch).backward()
+        gradients.append({key: value.grad for key, value in vae.named_parameters()})
+    first, second = gradients
+    for key, gradient in first.items():
+        assert gradient is not None, key
+        assert torch.isfinite(gradient).all(), key
+        torch.testing.assert_close(gradient, second[key], rtol=1e-4, atol=1e-4)
+        # A path or a score reaches every weight of the guide and of the model.
+        assert gradient.abs().max() > 0, key
