@@ -74,18 +74,17 @@ def compare(
 
 def estimators(
     uses: Annotated[bool, typer.Option("--uses", help="Show what each can be used with.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print it whole, as Markdown.")] = False,
 ) -> None:
     """List the estimators: what each differentiates how, its objective, and what it needs."""
-    from genailab_pyro.estimators import markdown_table, matrix, table
+    from genailab_pyro import estimators as known
     from genailab_pyro.report.terminal import print_table
 
+    frame = known.matrix() if uses else known.table()
     if markdown:
-        typer.echo(markdown_table(), nl=False)
+        typer.echo(known.markdown(frame), nl=False)
         return
-    if uses:
-        shown = matrix().reset_index()
-    else:
-        shown = table()[["objective", "latents", "least_particles", "needs", "reference"]].reset_index()
-    rows = [{str(name).replace("_", " "): value for name, value in row.items()} for row in shown.to_dict("records")]
+    shown = frame if uses else frame[["objective", "latents", "least_particles", "needs", "reference"]]
+    records = shown.reset_index().to_dict("records")
+    rows = [{str(name).replace("_", " "): value for name, value in record.items()} for record in records]
     print_table(rows, "Estimators of the gradient of a bound", words=[*rows[0]])

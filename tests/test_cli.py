@@ -472,11 +472,14 @@ def test_the_estimators_are_listed():
     assert all(name in shown for name in estimators.table().index)
     uses = command("estimators", "--uses", COLUMNS="200").stdout
     assert "no: vimco" in uses
-    assert passed("estimators", "--markdown").stdout == estimators.markdown_table()
+    assert passed("estimators", "--markdown").stdout == estimators.markdown(estimators.table())
+    assert passed("estimators", "--uses", "--markdown").stdout == estimators.markdown(estimators.matrix())
 
 
-def test_the_readme_holds_the_table_of_estimators():
-    assert estimators.markdown_table() in (PACKAGE.parent / "README.md").read_text()
+def test_the_readme_holds_the_tables_of_estimators():
+    text = (PACKAGE.parent / "README.md").read_text()
+    assert estimators.markdown(estimators.table()) in text
+    assert estimators.markdown(estimators.matrix()) in text
 
 
 def test_estimators_are_compared_and_raced_on_a_file(data, tmp_path):

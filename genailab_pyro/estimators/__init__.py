@@ -12,7 +12,7 @@ from genailab_pyro.estimators.credit import ScoreSite
 from genailab_pyro.estimators.programs import Handled, estimate
 from genailab_pyro.estimators.registry import Estimator
 from genailab_pyro.estimators.rules import Estimated, EstimatorError, Rule, closed_form_kl
-from genailab_pyro.estimators.table import USES, get, markdown_table, matrix, name_of, register, table
+from genailab_pyro.estimators.table import USES, get, markdown, matrix, name_of, register, table
 from genailab_pyro.estimators.weighted import WeightedELBO
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "closed_form_kl",
     "estimate",
     "get",
-    "markdown_table",
+    "markdown",
     "matrix",
     "name_of",
     "register",

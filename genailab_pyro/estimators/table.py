@@ -26,16 +26,20 @@ class Row:
         needs: What the latent sites must offer.
         reference: Whose estimator it is.
         instead: For each use that it does not offer, the name of the estimator that does.
+        stated: The objective whose gradient is estimated, where the specification does not tell.
     """
 
     estimator: Estimator
     needs: str
     reference: str
     instead: Mapping[str, str] = field(default_factory=dict)
+    stated: str | None = None
 
     @property
     def objective(self) -> str:
         """The objective whose gradient is estimated."""
+        if self.stated is not None:
+            return self.stated
         name = self.estimator.objective.split(" (")[0]
         return f"{name} (biased)" if self.estimator.biased else name
 
@@ -160,13 +164,20 @@ def get(name: str | Estimator, **changes: Any) -> Estimator:
 
 
 def register(
-    name: str, estimator: Estimator, *, needs: str = "", reference: str = "", instead: Mapping[str, str] | None = None
+    name: str,
+    estimator: Estimator,
+    *,
+    objective: str | None = None,
+    needs: str = "",
+    reference: str = "",
+    instead: Mapping[str, str] | None = None,
 ) -> Estimator:
     """Add a row to the table of names.
 
     Args:
         name: The new name.
         estimator: What it stands for.
+        objective: The objective whose gradient is estimated; None for that of its bound.
         needs: What the latent sites must offer.
         reference: Whose estimator it is.
         instead: For each of `USES` that it does not offer, the name of an estimator that does.
@@ -182,7 +193,7 @@ def register(
         raise TypeError(f"expected an Estimator, got {type(estimator).__name__}; such as glp.Estimator(rule='score')")
     if name in _ROWS and _ROWS[name].estimator != estimator:
         raise ValueError(f"expected a new name, {name!r} is {_ROWS[name].estimator}; choose another name")
-    _ROWS[name] = Row(estimator, needs, reference, dict(instead or {}))
+    _ROWS[name] = Row(estimator, needs, reference, dict(instead or {}), objective)
     return estimator
 
 
@@ -237,17 +248,14 @@ def table() -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
 
 
-def markdown_table() -> str:
-    """The table in Markdown: names, how a site is differentiated, the bound, the least number of particles."""
-    lines = [
-        "| name | rule | bound | credit | baseline | least K | objective | latents | reference |",
-        "|---|---|---|---|---|---|---|---|---|",
+def markdown(frame: pd.DataFrame) -> str:
+    """A table of estimators in Markdown, its names as code."""
+    head = ["name", *(str(column).replace("_", " ") for column in frame)]
+    lines = [head, ["---"] * len(head)]
+    lines += [
+        [f"`{name}`", *(str(value) for value in row)] for name, row in zip(frame.index, frame.values, strict=True)
     ]
-    for name, row in table().iterrows():
-        cells = [f"`{name}`", *(str(row[column]) for column in ("rule", "bound", "credit", "baseline"))]
-        cells += [str(row[column]) for column in ("least_particles", "objective", "latents", "reference")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def matrix() -> pd.DataFrame:

@@ -19,7 +19,8 @@ def test_the_table_lists_objective_needs_and_reference():
 
 
 def test_a_user_adds_a_row():
-    estimators.register("pathwise-16", Estimator(num_particles=16), reference="ours")
+    estimators.register("pathwise-16", Estimator(num_particles=16), objective="ELBO of ours", reference="ours")
+    assert estimators.table().loc["pathwise-16", "objective"] == "ELBO of ours"
     assert estimators.get("pathwise-16").num_particles == 16
     with pytest.raises(ValueError, match="choose another name"):
         estimators.register("pathwise", Estimator("score"))
