@@ -9,10 +9,10 @@ from genailab_pyro.estimators.bounds import (
     WatchedELBO,
 )
 from genailab_pyro.estimators.credit import ScoreSite
+from genailab_pyro.estimators.named import USES, get, markdown, matrix, name_of, register, table
 from genailab_pyro.estimators.programs import Handled, estimate
 from genailab_pyro.estimators.registry import Estimator
 from genailab_pyro.estimators.rules import Estimated, EstimatorError, Rule, closed_form_kl
-from genailab_pyro.estimators.table import USES, get, markdown, matrix, name_of, register, table
 from genailab_pyro.estimators.weighted import WeightedELBO
 
 __all__ = [
