@@ -11,7 +11,7 @@ from genailab_pyro.estimators.bounds import (
 from genailab_pyro.estimators.credit import ScoreSite
 from genailab_pyro.estimators.named import USES, get, markdown, matrix, name_of, register, table
 from genailab_pyro.estimators.programs import Handled, estimate
-from genailab_pyro.estimators.registry import Estimator
+from genailab_pyro.estimators.registry import Estimator, register_baseline, register_rule
 from genailab_pyro.estimators.rules import Estimated, EstimatorError, Rule, closed_form_kl
 from genailab_pyro.estimators.weighted import WeightedELBO
 
@@ -37,5 +37,7 @@ __all__ = [
     "matrix",
     "name_of",
     "register",
+    "register_baseline",
+    "register_rule",
     "table",
 ]

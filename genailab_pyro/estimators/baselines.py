@@ -33,7 +33,15 @@ class Baseline(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self._rename()
+
+    def _rename(self) -> None:
+        # Pyro's store trains only the first of two modules registered under one name.
         self.name = f"baseline_{next(_numbers)}"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._rename()
 
     def forward(self, site: ScoreSite) -> Float[Tensor, "*batch"]:
         """The baseline in nats, broadcastable to the costs; it must not depend on the draws whose costs it lowers."""

@@ -1,12 +1,12 @@
 """Estimators: a rule, a bound, credit and a baseline as one frozen specification that is tied to a pair of programs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import nn
 
-from genailab_pyro.estimators.baselines import BASELINES, DELTA
+from genailab_pyro.estimators.baselines import BASELINES, DELTA, Baseline
 from genailab_pyro.estimators.bounds import (
     AntitheticELBO,
     DeltaELBO,
@@ -59,6 +59,57 @@ REFUSALS: dict[tuple[str | None, str], str] = {
     (None, "score"): "which costs are downstream is asked of the ELBO only: use credit='plates'",
     (None, "pathwise"): "a path needs no credit: use credit='plates'",
 }
+
+# Bounds under which a site may have a score, the sites of its own rule included.
+SCORED = (TraceELBO, TraceGraphELBO, TraceMeanFieldELBO, VimcoELBO)
+
+
+def register_rule(rule: Rule) -> Rule:
+    """Add a rule for a single site to the table of rules; it goes with the bound ``"elbo"`` and either credit.
+
+    Args:
+        rule: The rule, an instance of a subclass of `Rule` with a ``name`` of its own.
+
+    Returns:
+        The rule.
+
+    Raises:
+        TypeError: If it is not a `Rule`.
+        ValueError: If the name is taken.
+    """
+    if not isinstance(rule, Rule):
+        raise TypeError(f"expected an instance of a Rule, got {rule!r}; derive a class from glp.estimators.Rule")
+    _check_new(RULES, rule.name, "rule")
+    RULES[rule.name] = rule
+    CLASSES["elbo", "plates", rule.name] = TraceELBO
+    CLASSES["elbo", "graph", rule.name] = TraceGraphELBO
+    return rule
+
+
+def register_baseline(name: str, baseline: type[Baseline]) -> type[Baseline]:
+    """Add a baseline to the table, for ``Estimator(rule="score", baseline=name)``.
+
+    Args:
+        name: The new name.
+        baseline: A subclass of `Baseline` that is made without arguments.
+
+    Returns:
+        The class.
+
+    Raises:
+        TypeError: If it is not a subclass of `Baseline`.
+        ValueError: If the name is taken.
+    """
+    if not (isinstance(baseline, type) and issubclass(baseline, Baseline)):
+        raise TypeError(f"expected a subclass of Baseline, got {baseline!r}; derive it from glp.estimators.Baseline")
+    _check_new({**BASELINES, DELTA: None}, name, "baseline")
+    BASELINES[name] = baseline
+    return baseline
+
+
+def _check_new(table: Mapping[str, Any], name: str, what: str) -> None:
+    if name in table:
+        raise ValueError(f"expected a new name for a {what}, {name!r} is taken; choose another one")
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,8 +166,8 @@ class Estimator:
         if self.baseline is None:
             return
         choose({**BASELINES, DELTA: None}, self.baseline, "baseline")
-        scored = self.rule in ("score", "pathwise-or-score", "pathwise", "stl") and self.bound != "renyi"
-        if not scored or (self.bound == "importance-weighted" and self.rule != "score"):
+        elbo_class = CLASSES[self.bound, self.credit, self.rule]
+        if not issubclass(elbo_class, SCORED) or isinstance(rule, Gumbel) or elbo_class is AntitheticELBO:
             raise ValueError(
                 f"expected no baseline for the rule {self.rule!r} under the bound {self.bound!r}, which has no score, "
                 f"got {self.baseline!r}; leave it out, or use the estimator 'score-loo'"

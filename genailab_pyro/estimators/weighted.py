@@ -141,9 +141,10 @@ class DoublyReparameterisedELBO(WeightedELBO):
         latents = latent_sites(guide_trace)
         self.drawn = {name: site["value"] for name, site in latents.items() if not is_deterministic(site["fn"])}
         _check_points({name: site["value"] for name, site in latents.items() if name not in self.drawn}, self.drawn)
+        # Each trace has factors of its own: the gradients of several losses may be taken later, together.
         self.factors: dict[str, Tensor] = {}
         for name, value in self.drawn.items():
-            guide_trace.nodes[name]["value"] = self._weighed(name, value)
+            guide_trace.nodes[name]["value"] = _weighed(value, self.factors, name)
         replayed = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         model_trace = prune_subsample_sites(replayed)
         model_trace.compute_log_prob()
@@ -151,18 +152,6 @@ class DoublyReparameterisedELBO(WeightedELBO):
         for watcher in self.watchers:
             watcher(model_trace, guide_trace)
         return model_trace, guide_trace
-
-    def _weighed(self, name: str, value: Tensor) -> Tensor:
-        """The same value, of which the derivative is multiplied by the factor that is known only later."""
-
-        def weigh(slope: Tensor) -> Tensor:
-            factor = self.factors[name]
-            return slope * factor.reshape(*factor.shape, *[1] * (slope.dim() - factor.dim()))
-
-        seen = value.view_as(value)
-        if seen.requires_grad:
-            seen.register_hook(weigh)
-        return seen
 
     def surrogate(self, log_weights: LogWeights, guide_trace: Trace) -> Float[Tensor, "*plates"]:
         """The weighted log weights, in which log q depends on its draw alone."""
@@ -195,6 +184,19 @@ class DoublyReparameterisedELBO(WeightedELBO):
                 term = slope.detach() * (value - value.detach())
                 linear = linear + sum_rightmost(term, guide_trace.nodes[other]["fn"].event_dim)
         return linear
+
+
+def _weighed(value: Tensor, factors: dict[str, Tensor], name: str) -> Tensor:
+    """The same value, of which the derivative is multiplied by a factor that is known only later."""
+
+    def weigh(slope: Tensor) -> Tensor:
+        factor = factors[name]
+        return slope * factor.reshape(*factor.shape, *[1] * (slope.dim() - factor.dim()))
+
+    seen = value.view_as(value)
+    if seen.requires_grad:
+        seen.register_hook(weigh)
+    return seen
 
 
 def _partial(values: list[Tensor], output: Tensor) -> list[Tensor | None]:

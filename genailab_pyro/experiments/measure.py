@@ -27,7 +27,7 @@ PARTS = {
     "likelihood": "decoder",
 }
 NUM_DIRECTIONS = 8
-REFERENCE_PARTICLES = 16
+REFERENCE_PARTICLES = {"pathwise": 16, "enum": 2, "score-loo": 16}  # what is summed over needs few
 WARM_STEPS = 300
 NUM_MINIBATCHES = 40
 FEW_CELLS = 16
@@ -102,7 +102,7 @@ class Checkpoint:
             return get("iwae", num_particles=number)
         if estimator.bound == "importance-weighted":
             return get("vimco", num_particles=number, baseline="leave-one-out" if number > 1 else None)
-        return get(self.guiding, num_particles=REFERENCE_PARTICLES)
+        return get(self.guiding, num_particles=REFERENCE_PARTICLES[self.guiding])
 
     def measure(self, named: Mapping[str, Estimator], reference: str) -> xr.Dataset:
         """Everything but the signal-to-noise by particles, for each group of parameters and estimator."""

@@ -1,9 +1,13 @@
 """The table of names, and combinations that are refused."""
 
+import copy
+
 import pytest
+import torch
+from pyro.distributions.score_parts import ScoreParts
 
 from genailab_pyro import Estimator, estimators
-from genailab_pyro.estimators import named
+from genailab_pyro.estimators import Baseline, Rule, baselines, named, registry, rules
 
 
 def test_a_name_gives_its_specification():
@@ -99,3 +103,72 @@ def test_what_cannot_work_is_refused_at_once(arguments, message):
 def test_an_unknown_name_is_answered_with_the_known():
     with pytest.raises(ValueError, match=r"'pathwise', 'pathwise-kl', 'stl', 'score'.*got 'pathwize'"):
         estimators.get("pathwize")
+
+
+class HalfScore(Rule):
+    """A score that is half of what it should be."""
+
+    name = "half-score"
+    reparameterised = False
+
+    def score_parts(self, base, value):
+        log_prob = base.log_prob(value)
+        return ScoreParts(log_prob, log_prob / 2, 0.0)
+
+
+class Five(Baseline):
+    """The number five."""
+
+    def forward(self, site):
+        return torch.full_like(site.cost, 5.0)
+
+
+@pytest.fixture
+def own_parts():
+    """Tables whose new entries the other tests do not see."""
+    tables = (rules.RULES, baselines.BASELINES, registry.CLASSES)
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+def test_a_user_adds_a_rule_and_a_baseline(own_parts, conjugate):
+    estimators.register_rule(HalfScore())
+    estimators.register_baseline("five", Five)
+    pair = conjugate(0.0, 1.0, 20_000)
+    gradients = []
+    for estimator in (Estimator("half-score"), Estimator("half-score", credit="graph"), Estimator("score")):
+        model, guide, elbo = estimator.bind(pair.model, pair)
+        torch.manual_seed(0)
+        gradients.append(torch.autograd.grad(elbo(model, guide)(), pair.loc)[0])
+    torch.testing.assert_close(gradients[0], gradients[2] / 2)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    model, guide, elbo = Estimator("score", baseline="five").bind(pair.model, pair)
+    torch.manual_seed(0)
+    lowered = torch.autograd.grad(elbo(model, guide)(), pair.loc)[0]
+    # The loss is minus the bound: five times the score of loc, (z - loc) / scale^2, is added to its gradient.
+    torch.manual_seed(0)
+    z = pair()
+    torch.testing.assert_close(lowered, gradients[2] + 5 * (z - pair.loc).detach())
+
+
+@pytest.mark.parametrize(
+    ("add", "error", "message"),
+    [
+        (lambda: estimators.register_rule(HalfScore), TypeError, "an instance of a Rule"),
+        (lambda: estimators.register_rule(rules.RULES["score"]), ValueError, "'score' is taken"),
+        (lambda: estimators.register_baseline("mine", HalfScore), TypeError, "a subclass of Baseline"),
+        (lambda: estimators.register_baseline("delta", Five), ValueError, "'delta' is taken"),
+        (lambda: estimators.register("mine", "score"), TypeError, "expected an Estimator, got str"),
+    ],
+)
+def test_a_part_that_cannot_be_added_is_refused(own_parts, add, error, message):
+    with pytest.raises(error, match=message):
+        add()
+
+
+def test_a_copy_of_a_baseline_trains_under_a_name_of_its_own():
+    baseline = baselines.NetworkBaseline()
+    assert copy.deepcopy(baseline).name != baseline.name
