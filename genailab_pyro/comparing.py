@@ -112,11 +112,15 @@ def run_comparison(
     compared = compare_estimators(
         vae, cells, chosen, num_draws=num_draws, training=training, seed=seed, callback=callback
     )
+    compared.save(out.path / "comparison.nc")  # before what takes longer
+    out.table("comparison", compared.to_dataframe())
     raced = None
     if num_seeds:
-        raced = race_estimators(vae, cells, chosen, num_seeds=num_seeds, training=training, callback=callback)
+        raced = race_estimators(
+            vae, cells, chosen, num_seeds=num_seeds, max_epochs=max_epochs, seed=seed, callback=callback
+        )
     result = ComparisonResult(compared, raced, out.path)
-    _write(out, result, settings, model, cells)
+    _write(out, result, settings, model, cells, training)
     return result
 
 
@@ -133,7 +137,12 @@ def _cells(settings: DataSettings) -> Cells:
 
 
 def _write(
-    out: RunFolder, result: ComparisonResult, settings: DataSettings, model: ModelSettings, cells: Cells
+    out: RunFolder,
+    result: ComparisonResult,
+    settings: DataSettings,
+    model: ModelSettings,
+    cells: Cells,
+    training: Training,
 ) -> None:
     attrs = result.comparison.dataset.attrs
     out.config(
@@ -147,6 +156,8 @@ def _write(
             },
             "model": {"name": model.name},
             "estimators": [str(name) for name in result.comparison.dataset["estimator"].values],
+            "race": None if result.race is None else {"num_seeds": result.race.dataset.sizes["seed"]},
+            "training": training.to_json(),
             **{name: attrs[name] for name in ("num_draws", "minibatch_size", "seed", "reference")},
         }
     )
@@ -157,8 +168,6 @@ def _write(
         versions={**installed(), "seed": attrs["seed"], "torch threads": torch.get_num_threads()},
     )
     figures = comparison_section(report, result.comparison)
-    result.comparison.save(out.path / "comparison.nc")
-    out.table("comparison", result.comparison.to_dataframe())
     if result.race is not None:
         figures |= race_section(report, result.race)
         result.race.save(out.path / "race.nc")

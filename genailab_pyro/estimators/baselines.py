@@ -71,7 +71,11 @@ class Baseline(nn.Module):
                 old = self.get_buffer(name)
                 new[: len(old)] = old
             self.register_buffer(name, new)
-        return self.get_buffer(name)
+        kept = self.get_buffer(name)
+        if kept.device != site.cost.device or kept.dtype != site.cost.dtype:  # it was loaded from a file
+            kept = kept.to(site.cost)
+            self.register_buffer(name, kept)
+        return kept
 
 
 class LeaveOneOut(Baseline):

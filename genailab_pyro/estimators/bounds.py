@@ -1,7 +1,9 @@
 """Evidence lower bounds: Pyro's ELBO classes, each with a differentiable loss, a baseline, and open to watchers."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pyro
@@ -11,7 +13,7 @@ from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer.elbo import ELBOModule
 from pyro.infer.util import MultiFrameTensor
-from pyro.ops.provenance import detach_provenance
+from pyro.ops.provenance import detach_provenance, get_provenance
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
@@ -57,11 +59,20 @@ class BoundModule(ELBOModule):
 
 
 class PlateIndices(Messenger):
-    """Notes which elements of the data set each plate holds."""
+    """Notes which elements of the data set each plate holds.
 
-    def __init__(self) -> None:
+    Args:
+        given: What plates that would draw their own elements are given, by name.
+    """
+
+    def __init__(self, given: Mapping[str, Any] = MappingProxyType({})) -> None:
         super().__init__()
         self.found: dict[str, Any] = {}
+        self.given = given
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if site_is_subsample(msg) and msg["value"] is None:
+            msg["value"] = self.given.get(msg["name"])
 
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if site_is_subsample(msg) and msg["name"] != PARTICLES:
@@ -127,6 +138,7 @@ class WatchedELBO(ELBO):
         Returns:
             A scalar; its derivative is minus that of a loss.
         """
+        check_guide(guide_trace)
         surrogate: Tensor | float = 0.0
         for name, site in score_sites(guide_trace).items():
             known = ScoreSite.of(name, site, costs[name], self.indices, self.inputs)
@@ -139,6 +151,20 @@ class WatchedELBO(ELBO):
                     surrogate = surrogate - self.num_particles * self.baseline.loss(known)
             surrogate = surrogate + (site["score_parts"].score_function * signal).sum() * known.factor
         return surrogate
+
+
+def check_guide(guide_trace: Trace) -> None:
+    """Refuse a guide with terms of its own in the bound, which are not looked for here.
+
+    Raises:
+        EstimatorError: If it has a factor or an observed site.
+    """
+    factors = [*observed_sites(guide_trace)]
+    if factors:
+        raise EstimatorError(
+            f"expected a guide without factors and observed sites, got {', '.join(map(repr, factors))}; use the "
+            "estimator 'pathwise' or 'score'"
+        )
 
 
 def _rows(args: Any) -> Tensor | None:
@@ -169,7 +195,8 @@ class TraceELBO(WatchedELBO, Trace_ELBO):
     """Pyro's ``Trace_ELBO``: a site's score multiplies the costs that share its plates, less a baseline."""
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> Losses:
-        if self.baseline is None:
+        # Pyro leaves what the model does not have out of the costs, such as the draws behind an automatic guide.
+        if self.baseline is None and latent_sites(guide_trace).keys() <= model_trace.nodes.keys():
             return super()._differentiable_loss_particle(model_trace, guide_trace)
         scores = self.score_surrogate(guide_trace, costs_in_plates(model_trace, guide_trace))
         return -_value(model_trace, guide_trace), -(_surrogate(model_trace, guide_trace) + scores)
@@ -179,6 +206,7 @@ class TraceGraphELBO(WatchedELBO, TraceGraph_ELBO):
     """Pyro's ``TraceGraph_ELBO``: a site's score multiplies the costs downstream of it, less a baseline."""
 
     def _loss_and_surrogate_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> Losses:
+        _check_provenance(model_trace, guide_trace)
         if self.baseline is None:
             return super()._loss_and_surrogate_loss_particle(model_trace, guide_trace)
         scores = self.score_surrogate(guide_trace, costs_downstream(model_trace, guide_trace))
@@ -189,6 +217,19 @@ class TraceGraphELBO(WatchedELBO, TraceGraph_ELBO):
         """The negative ELBO, whose derivative is that of the surrogate; a scalar, in nats."""
         elbo, surrogate = self._loss_and_surrogate_loss(model, guide, args, kwargs)
         return -torch.as_tensor(elbo).detach() + (surrogate - surrogate.detach())
+
+
+def _check_provenance(model_trace: Trace, guide_trace: Trace) -> None:
+    """Warn where Pyro has lost track of what depends on a draw, as it does where a tensor is written in place."""
+    seen = [get_provenance(site["log_prob_sum"]) for site in observed_sites(model_trace).values()]
+    for name in score_sites(guide_trace):
+        if seen and not any(name in provenance for provenance in seen):
+            warnings.warn(
+                f"no observation depends on {name!r} as far as Pyro can track it, and none is credited to its score; "
+                "if the model writes into a tensor in place (x[:, 0] = z), build it by torch.stack or torch.cat, or "
+                "use the estimator 'score'",
+                stacklevel=2,
+            )
 
 
 class _Unverified(TraceMeanField_ELBO):
@@ -207,6 +248,7 @@ class TraceMeanFieldELBO(WatchedELBO, _Unverified):
     """
 
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> Losses:
+        check_guide(guide_trace)
         drawn = [*latent_sites(model_trace)]
         auxiliary = {name: site for name, site in latent_sites(guide_trace).items() if name not in drawn}
         order = [name for name in latent_sites(guide_trace) if name not in auxiliary]
@@ -218,18 +260,21 @@ class TraceMeanFieldELBO(WatchedELBO, _Unverified):
             )
         terms = {name: -_kl(name, guide_trace.nodes[name], model_trace.nodes[name]) for name in order}
         likelihood = observed_sites(model_trace).values()
+        paths = sum(term.sum() for term in terms.values()) + sum(site["log_prob_sum"] for site in likelihood)
+        paths = paths - sum(torch.as_tensor(site["score_parts"].entropy_term).sum() for site in auxiliary.values())
+        # What only the guide has is drawn: its entropy is a cost of its own score, too.
+        terms |= {name: -site["log_prob"] for name, site in auxiliary.items()}
         elbo = sum(term.sum() for term in terms.values()) + sum(site["log_prob_sum"] for site in likelihood)
-        elbo = elbo - sum(torch.as_tensor(site["score_parts"].entropy_term).sum() for site in auxiliary.values())
-        costs = {}
+        everything, costs = [*latent_sites(guide_trace)], {}
         for name, site in score_sites(guide_trace).items():
             downstream = MultiFrameTensor(
                 *((seen["cond_indep_stack"], seen["log_prob"].detach()) for seen in likelihood)
             )
-            for later in order[order.index(name) + 1 :]:
+            for later in everything[everything.index(name) + (name not in auxiliary) :]:
                 downstream.add((guide_trace.nodes[later]["cond_indep_stack"], terms[later].detach()))
             costs[name] = downstream.sum_to(site["cond_indep_stack"])
         scores = self.score_surrogate(guide_trace, costs) if costs else 0.0
-        return -torch.as_tensor(elbo).detach(), -torch.as_tensor(elbo + scores)
+        return -torch.as_tensor(elbo).detach(), -torch.as_tensor(paths + scores)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The negative ELBO, in nats."""
@@ -264,7 +309,8 @@ class DeltaELBO(TraceELBO):
     """
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+        with PlateIndices() as plates:
+            model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         latents = latent_sites(guide_trace)
         if len(latents) != 1 or not all(is_normal(site["fn"]) for site in latents.values()):
             found = ", ".join(f"{name!r} ({kind(site['fn'])})" for name, site in latents.items())
@@ -272,7 +318,7 @@ class DeltaELBO(TraceELBO):
                 f"expected one normal latent site for the baseline 'delta', got {found}; use the estimator 'score-loo'"
             )
         ((name, site),) = latents.items()
-        with torch.enable_grad():
+        with torch.enable_grad(), PlateIndices(plates.found):
             centre = innermost(site["fn"]).mean.expand(site["value"].shape).detach().requires_grad_()
             expanded = guide_trace.copy()
             expanded.nodes[name] = {**site, "value": centre}

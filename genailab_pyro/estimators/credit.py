@@ -133,7 +133,7 @@ def costs_downstream(model_trace: Trace, guide_trace: Trace) -> dict[str, Any]:
     """
     costs = {name: MultiFrameTensor() for name in score_sites(guide_trace)}
     for frames, term in _terms(model_trace, guide_trace):
-        for name in get_provenance(term):
+        for name in get_provenance(term) & costs.keys():
             costs[name].add((frames, detach_provenance(term).detach()))
     return {name: cost.sum_to(guide_trace.nodes[name]["cond_indep_stack"]) for name, cost in costs.items()}
 

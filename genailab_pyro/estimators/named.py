@@ -191,9 +191,12 @@ def register(
     """
     if not isinstance(estimator, Estimator):
         raise TypeError(f"expected an Estimator, got {type(estimator).__name__}; such as glp.Estimator(rule='score')")
-    if name in _ROWS and _ROWS[name].estimator != estimator:
+    row = Row(estimator, needs, reference, dict(instead or {}), objective)
+    if name in _ROWS and _ROWS[name] != row:
         raise ValueError(f"expected a new name, {name!r} is {_ROWS[name].estimator}; choose another name")
-    _ROWS[name] = Row(estimator, needs, reference, dict(instead or {}), objective)
+    for use in row.instead:
+        choose(dict.fromkeys(USES), use, "a use in instead")
+    _ROWS[name] = row
     return estimator
 
 

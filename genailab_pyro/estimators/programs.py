@@ -7,7 +7,16 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import nn
 
-from genailab_pyro.estimators.rules import RULES, Estimated, EstimatorError, Rule, is_deterministic, kind, site_rule
+from genailab_pyro.estimators.rules import (
+    RULES,
+    Estimated,
+    EstimatorError,
+    Rule,
+    advice_for,
+    is_deterministic,
+    kind,
+    site_rule,
+)
 
 
 class EstimateMessenger(Messenger):
@@ -24,20 +33,22 @@ class EstimateMessenger(Messenger):
         self.advice = advice
         self.default = default
         self.sites = dict(sites)
-        self.passed: list[str] = []
+        self.passed: dict[str, Any] = {}
         self.applied = False
 
     def __enter__(self) -> Any:
-        self.passed, self.applied = [], False
+        self.passed, self.applied = {}, False
         return super().__enter__()
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> Any:
         result = super().__exit__(exc_type, exc_value, traceback)
         rule = self.default
         if exc_type is None and rule is not None and rule.required and not self.applied:
+            found = ", ".join(f"{name!r} ({kind(base)})" for name, base in self.passed.items())
+            advice = advice_for(next(iter(self.passed.values()))) if found else "the estimator 'pathwise' or 'score'"
             raise EstimatorError(
-                f"expected a latent site with {rule.needs} for the rule {rule.name!r}, the guide has only "
-                f"{', '.join(self.passed) or 'sites with rules of their own'}; use {rule.advice}"
+                f"expected a latent site of the guide with {rule.needs} for the rule {rule.name!r}, got only "
+                f"{found or 'none, or sites with rules of their own'}; use {advice}"
             )
         return result
 
@@ -51,7 +62,7 @@ class EstimateMessenger(Messenger):
             return
         self.applied |= named is None and rule.applies(base)
         if rule.otherwise is not None and not rule.applies(base) and RULES[rule.otherwise].applies(base):
-            self.passed.append(f"{msg['name']!r} ({kind(base)})")
+            self.passed[msg["name"]] = base
             rule = RULES[rule.otherwise]
         if not rule.applies(base):
             raise EstimatorError(f"site {msg['name']!r}: {rule.refusal(base, self.advice)}")

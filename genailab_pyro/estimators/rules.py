@@ -45,7 +45,7 @@ class Rule:
         name: Name in the table of rules.
         reparameterised: Whether draws carry a path to the guide's parameters.
         needs: What a distribution must have so that it applies.
-        advice: What to use where it does not apply.
+        advice: What to use where it does not apply; empty for what the distribution offers.
         otherwise: Name of the rule of the other sites of the guide; None if there must be no others.
         required: Whether at least one site of the guide must be one that it applies to.
         infer: What Pyro is told at the site.
@@ -70,7 +70,7 @@ class Rule:
         """What is said where it does not apply, with what to use instead."""
         return EstimatorError(
             f"expected a distribution with {self.needs} for the rule {self.name!r}, got {kind(base)}; use "
-            f"{advice or self.advice}"
+            f"{advice or self.advice or advice_for(base)}"
         )
 
     def score_parts(self, base: Distribution, value: Tensor) -> ScoreParts:
@@ -96,7 +96,6 @@ class Pathwise(Rule):
     name = "pathwise"
     reparameterised = True
     needs = "reparameterised draws"
-    advice = "the rule 'score', or for a discrete site the estimator 'enum', 'gumbel' or 'score-loo'"
 
     def applies(self, base: Distribution) -> bool:
         """Whether it has reparameterised draws; those of a discrete site that says so are biased."""
@@ -167,7 +166,6 @@ class Enumerated(Score):
     name = "enumerated"
     whole = "enum"
     needs = "a support that can be listed"
-    advice = "the estimator 'pathwise', or 'score-loo' for a vector of bits, whose values are too many to list"
     otherwise = "pathwise"
     required = True
     infer = MappingProxyType({"enumerate": "parallel"})
@@ -197,7 +195,6 @@ class Gumbel(Pathwise):
     hard: bool = False
     name: ClassVar[str] = "gumbel"
     needs: ClassVar[str] = "one-hot vectors (OneHotCategorical) or bits (Bernoulli)"
-    advice: ClassVar[str] = "the estimator 'pathwise', 'enum' or 'score-loo'"
     otherwise: ClassVar[str | None] = "pathwise"
     required: ClassVar[bool] = True
 
@@ -246,15 +243,17 @@ class Antithetic(Score):
     name = "antithetic"
     whole = "disarm"
     needs = "bits (Bernoulli)"
-    advice = "the estimator 'enum' or 'score-loo'"
+    advice = "the estimator 'score-loo'"
 
     def applies(self, base: Distribution) -> bool:
         """Whether it is over bits."""
         return isinstance(innermost(base), torch.distributions.Bernoulli)
 
     def sample(self, base: TorchDistribution, shape: torch.Size) -> Tensor:
-        """Pairs along the leftmost dimension, that of the particles."""
+        """Pairs along the leftmost dimension, that of the particles; without particles, draws as they come."""
         probs = innermost(base).probs.expand(base.shape(shape))
+        if not probs.dim() or len(probs) % 2:
+            return base.sample(shape)
         half = torch.rand_like(probs[: len(probs) // 2])
         return (torch.cat([half, 1 - half]) < probs).to(probs.dtype)
 
@@ -388,6 +387,22 @@ def innermost(distribution: Distribution) -> Any:
 def kind(distribution: Distribution) -> str:
     """The name of a site's kind of distribution."""
     return type(innermost(distribution)).__name__
+
+
+def advice_for(distribution: Distribution) -> str:
+    """Estimators by which draws of a distribution can be differentiated."""
+    inner, base = innermost(distribution), unwrapped(distribution)
+    if Pathwise().applies(base):
+        return "the estimator 'pathwise' or 'score-loo'"
+    if isinstance(inner, torch.distributions.OneHotCategorical):
+        found = "'enum', 'gumbel'"
+    elif isinstance(inner, torch.distributions.Categorical):
+        return "the rule 'score', or the estimator 'enum' or 'score-loo' ('gumbel' needs a OneHotCategorical)"
+    elif isinstance(inner, torch.distributions.Bernoulli):
+        found = "'enum', 'gumbel'" if base.has_enumerate_support else "'disarm', 'gumbel'"
+    else:
+        found = "'enum'" if base.has_enumerate_support else "'score-graph'"
+    return f"the rule 'score', or the estimator {found} or 'score-loo'"
 
 
 def is_normal(distribution: Distribution) -> bool:

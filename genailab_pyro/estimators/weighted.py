@@ -27,7 +27,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from genailab_pyro.estimators.bounds import WatchedELBO
+from genailab_pyro.estimators.bounds import WatchedELBO, check_guide
 from genailab_pyro.estimators.credit import PARTICLES, latent_sites, observed_sites, plate_factor, score_sites
 from genailab_pyro.estimators.rules import RULES, Estimated, EstimatorError, is_deterministic, unwrapped
 
@@ -136,17 +136,18 @@ class DoublyReparameterisedELBO(WeightedELBO):
     rule = "dreg"
 
     def _get_trace(self, model: Callable, guide: Callable, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        guide_trace = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+        whole = poutine.trace(guide).get_trace(*args, **kwargs)
         # A point has no density whose score could be left out: its derivative is weighed like that of a parameter.
-        latents = latent_sites(guide_trace)
+        latents = latent_sites(prune_subsample_sites(whole))
         self.drawn = {name: site["value"] for name, site in latents.items() if not is_deterministic(site["fn"])}
         _check_points({name: site["value"] for name, site in latents.items() if name not in self.drawn}, self.drawn)
         # Each trace has factors of its own: the gradients of several losses may be taken later, together.
         self.factors: dict[str, Tensor] = {}
         for name, value in self.drawn.items():
-            guide_trace.nodes[name]["value"] = _weighed(value, self.factors, name)
-        replayed = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        model_trace = prune_subsample_sites(replayed)
+            whole.nodes[name]["value"] = _weighed(value, self.factors, name)
+        # The model sees the sub-sample of the guide, too, where a plate has drawn its own.
+        replayed = poutine.trace(poutine.replay(model, trace=whole)).get_trace(*args, **kwargs)
+        model_trace, guide_trace = prune_subsample_sites(replayed), prune_subsample_sites(whole)
         model_trace.compute_log_prob()
         guide_trace.compute_score_parts()
         for watcher in self.watchers:
@@ -191,7 +192,7 @@ def _weighed(value: Tensor, factors: dict[str, Tensor], name: str) -> Tensor:
 
     def weigh(slope: Tensor) -> Tensor:
         factor = factors[name]
-        return slope * factor.reshape(*factor.shape, *[1] * (slope.dim() - factor.dim()))
+        return slope * factor.reshape(factor.shape + (1,) * (slope.dim() - factor.dim()))
 
     seen = value.view_as(value)
     if seen.requires_grad:
@@ -236,7 +237,13 @@ def _slopes(output: Tensor, values: list[Tensor]) -> list[Any]:
 
 def _beta(site: Any) -> float:
     """The weight of a site's KL."""
-    return float(site["scale"]) / plate_factor(site)
+    scale = torch.as_tensor(site["scale"])
+    if scale.numel() > 1:
+        raise EstimatorError(
+            f"expected one weight of the KL of {site['name']!r} beside the rule 'dreg', got one for each element; use "
+            "the estimator 'iwae'"
+        )
+    return scale.item() / plate_factor(site)
 
 
 def _check_betas(site: Any, above: Any) -> None:
@@ -257,7 +264,20 @@ def _data_frames(site: Any) -> frozenset:
 
 def _check_places(model_trace: Trace, guide_trace: Trace) -> float:
     """The factor of sub-sampling of the latents, which must be the same, and hold all that is observed."""
+    check_guide(guide_trace)
     latents, observed = latent_sites(guide_trace), observed_sites(model_trace)
+    for name, site in {**latents, **observed}.items():
+        if any(not frame.vectorized for frame in site["cond_indep_stack"]):
+            raise EstimatorError(
+                f"expected vectorised plates (with pyro.plate(...):) in a bound of importance weights, {name!r} is in "
+                "a loop over one, where the weights of its elements would be multiplied; use the estimator 'pathwise'"
+            )
+    for name, site in observed.items():
+        if not torch.allclose(torch.as_tensor(site["scale"], dtype=torch.float64), _one(plate_factor(site))):
+            raise EstimatorError(
+                f"expected the observations {name!r} of a bound of importance weights not to be scaled, which would "
+                "change the bound inside its logarithm; take poutine.scale away, or use the estimator 'pathwise'"
+            )
     places = {name: _data_frames(site) for name, site in latents.items()}
     first, frames = next(iter(places.items()))
     strays = [name for name, place in places.items() if place != frames]
@@ -277,6 +297,10 @@ def _check_places(model_trace: Trace, guide_trace: Trace) -> float:
                 "sub-sample of it, whose factor would stand inside the logarithm; use the estimator 'pathwise'"
             )
     return plate_factor(latents[first])
+
+
+def _one(factor: float) -> Tensor:
+    return torch.tensor(factor, dtype=torch.float64)
 
 
 def _check_rules(latents: dict[str, Any], rule: str) -> None:

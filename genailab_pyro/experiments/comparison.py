@@ -19,14 +19,16 @@ from genailab_pyro.nn import choose
 class EstimatorComparison:
     """Bias, variance, signal-to-noise and cost of gradient estimators at frozen parameters.
 
-    Gradients are in nats per cell. Variances are traces of covariances over the parameters of a group.
+    Gradients are in nats per cell, their variances in (nats per cell)^2: traces of covariances over the parameters of
+    a group.
 
     Attributes:
         dataset: Over the dimensions ``checkpoint``, ``group``, ``estimator``, ``projection`` and ``draw``:
 
             - ``bias`` and ``bias_standard_error``: difference of the mean gradient, projected on random directions,
               from a precise reference of the same objective by fresh random numbers (for a relaxed ELBO: of the
-              ELBO);
+              ELBO), named by the coordinate ``bias_reference``; of an estimator that is its own reference it shows the
+              precision of the measurement, and nothing of a bias;
             - ``difference`` and ``difference_standard_error``: the same from the reference of the ratios, paired by
               common random numbers; NaN where the objectives differ;
             - ``variance`` given the minibatch, and ``variance_between_minibatches``, which no estimator lowers;
@@ -61,10 +63,12 @@ class EstimatorComparison:
                 "seconds": data["seconds"],
                 "variance_seconds": data["variance_seconds"],
                 "evaluations": data["evaluations"],
+                "particles": data["particles"],
             }
         )
         frame = table.to_dataframe(dim_order=["checkpoint", "group", "estimator"])
-        return frame[["objective", *[name for name in frame if name != "objective"]]]
+        first = ["objective", "bias_reference", "particles"]
+        return frame[[*first, *[name for name in frame if name not in first]]]
 
     def __repr__(self) -> str:
         sizes = self.dataset.sizes
@@ -98,19 +102,25 @@ class EstimatorComparison:
         variances = data["variance"].values
         intervals = np.where(np.isfinite(intervals), intervals, variances[:, None])
         intervals = np.stack([np.minimum(intervals[:, 0], variances), np.maximum(intervals[:, 1], variances)], axis=-1)
+        # Variance and cost are weighed against each other for estimators of one objective only.
+        objective = data["objective"].sel(estimator=self.dataset.attrs["reference"]).item()
+        same = (data["objective"] == objective).values
+        unit = "Variance of the gradient, summed over parameters ((nats per cell)²)"
         figures = {
             "gradient_variance": plots.gradient_variances(
-                names, variances, intervals, title=f"Variance of the gradient: {where}"
+                names, variances, intervals, xlabel=unit, title=f"Variance of the gradient: {where}"
             ),
             "variance_against_cost": plots.variance_against_cost(
-                names,
-                variances,
-                data["seconds"].values,
-                intervals=intervals,
-                title=f"Variance and cost of a gradient: {where}",
+                [name for name, kept in zip(names, same, strict=True) if kept],
+                variances[same],
+                data["seconds"].values[same],
+                intervals=intervals[same],
+                ylabel=unit,
+                title=f"Variance and cost of a gradient of the {objective}: {where}",
             ),
             "gradient_histograms": plots.gradient_histograms(
                 {name: data["projected"].sel(estimator=name).values for name in names},
+                xlabel="Projection of the gradient (nats per cell)",
                 title=f"Draws of one projection of the gradient: {where}",
             ),
         }

@@ -1,5 +1,6 @@
 """What is measured of the gradients of estimators at one set of frozen parameters."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import nn
 
 from genailab_pyro.data.cells import Cells
-from genailab_pyro.estimators import Estimator, get
+from genailab_pyro.estimators import Estimator, get, name_of
 from genailab_pyro.experiments.gradients import GradientDraws, GradientSampler, resampled_draws
 from genailab_pyro.model.vae import VAE
 from genailab_pyro.types import Minibatch
@@ -86,12 +87,9 @@ class Checkpoint:
 
     def _shuffled(self, number: int, size: int, *, seed: int) -> Iterator[Minibatch]:
         """Minibatches of all cells in an order of their own in each pass."""
-        drawn = 0
-        while drawn < number:
-            for minibatch in self.cells.minibatches(size, seed=seed + drawn, device=self.minibatch.index.device):
-                if drawn < number:
-                    yield minibatch
-                drawn += 1
+        device = self.minibatch.index.device
+        passes = (self.cells.minibatches(size, seed=seed + number, device=device) for number in itertools.count())
+        return itertools.islice(itertools.chain.from_iterable(passes), number)
 
     def reference_of(self, estimator: Estimator) -> Estimator:
         """A precise estimator of the same objective; of the ELBO for a relaxed one."""
@@ -138,14 +136,19 @@ class Checkpoint:
             "particles": [estimator.num_particles for estimator in named.values()],
         }
         dataset = dataset.assign({name: ("estimator", values) for name, values in per_estimator.items()})
-        dataset = dataset.assign_coords(objective=("estimator", [one.objective for one in named.values()]))
+        references = [name_of(self.reference_of(estimator)) for estimator in named.values()]
+        dataset = dataset.assign_coords(
+            objective=("estimator", [estimator.objective for estimator in named.values()]),
+            bias_reference=("estimator", references),
+        )
         return dataset.assign(variance_seconds=dataset["variance"] * dataset["seconds"])
 
     def _between(self, sampler: GradientSampler) -> dict[str, float]:
         """Variance over minibatches of the mean gradient, from two independent draws of each minibatch."""
         pairs = []
-        shuffled = self._shuffled(NUM_MINIBATCHES, self.minibatch.size, seed=self.seed + 10_000)
-        for position, minibatch in enumerate(shuffled):
+        shuffled = self._shuffled(2 * NUM_MINIBATCHES, self.minibatch.size, seed=self.seed + 10_000)
+        whole = (other for other in shuffled if other.size == self.minibatch.size)  # the smaller last ones vary more
+        for position, minibatch in enumerate(itertools.islice(whole, NUM_MINIBATCHES)):
             first = (self.seed + 2) * 1_000_003 + 2 * position
             pairs.append([sampler.draw(minibatch, seed) for seed in (first, first + 1)])
         found = {}

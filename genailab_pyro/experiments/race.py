@@ -42,7 +42,8 @@ class Race:
         final = self.dataset.isel(share=-1)
         bounds = final["bound"]
         differences = bounds - bounds.isel(estimator=int(bounds.mean("seed").fillna(-np.inf).argmax("estimator")))
-        number = np.sqrt(bounds.sizes["seed"])
+        finished = bounds.count("seed")
+        number = np.sqrt(finished)
         table = xr.Dataset(
             {
                 "bound": bounds.mean("seed"),
@@ -50,11 +51,13 @@ class Race:
                 "difference": differences.mean("seed"),
                 "difference_standard_error": differences.std("seed", ddof=1) / number,
                 "learning_rate": final["learning_rate"],
+                "diverged": bounds.sizes["seed"] - finished,
                 "steps": final["step"].mean("seed"),
                 "seconds": final["seconds"].mean("seed"),
             }
         )
-        return table.drop_vars("share").to_dataframe().sort_values("bound", ascending=False)
+        frame = table.drop_vars("share").to_dataframe()
+        return frame.sort_values(["diverged", "bound"], ascending=[True, False])
 
     def plot(self) -> Figure:
         """The bound against steps and against seconds: mean and range over seeds."""
@@ -102,7 +105,7 @@ def race(
     learning_rates: Sequence[float] = (1e-3, 4e-3, 1e-2),
     num_particles: int = 100,
     num_points: int = 8,
-    training: Training | None = None,
+    seed: int = 0,
     callback: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Race:
@@ -121,9 +124,9 @@ def race(
         learning_rates: Candidates for the highest learning rate; a single one is taken as it is.
         num_particles: Draws per cell of the importance-weighted bound.
         num_points: Points of the curves, the untrained weights beside them.
-        training: Settings of the runs; None for the defaults.
+        seed: Seed of the first run; the others have those after it.
         callback: Called with a line on what is being done.
-        settings: Fields of `Training` to change.
+        settings: Fields of `Training`. All epochs are run: ``patience`` has no effect.
 
     Returns:
         The bounds by estimator, seed and step.
@@ -147,11 +150,12 @@ def race(
         raise ValueError("expected at least one learning rate, got none; pass learning_rates=(4e-3,)")
     check_arguments(vae, cells)
     named = named_estimators(estimators)
-    training = Training.from_json({**(training or Training()).to_json(), **settings})
+    training = Training.from_json(settings)
     for rate in learning_rates:
         replace(training, learning_rate=rate)  # refuses a rate out of range before any work is done
     seen, test = cells.split(held_out, seed=0) if isinstance(held_out, (int, float)) else (cells, held_out)
-    track = _Track(vae, seen, test, training, num_particles, callback or (lambda line: None))
+    _check_unseen(seen, test)
+    track = _Track(vae, seen, test, training, num_particles, seed, callback or (lambda line: None))
     check_usable(vae, named, sample(seen, 8, seed=0, device=next(vae.parameters()).device))
     shares = [position / num_points for position in range(num_points + 1)]
     runs = []
@@ -164,6 +168,21 @@ def race(
     return Race(dataset)
 
 
+def _check_unseen(seen: Cells, test: Cells) -> None:
+    """Refuse held-out cells of another schema, or that the runs would be trained on."""
+    if test.registration != seen.registration:
+        raise ValueError(
+            "expected held-out cells of the registration of the others, got another; bind them by "
+            "cells.registration.bind(adata)"
+        )
+    both = set(seen.obs_names) & set(test.obs_names)
+    if both:
+        raise ValueError(
+            f"expected held-out cells that none of the runs sees, {len(both)} of them are among those that are trained "
+            "on; leave them out of cells"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class _Track:
     """Where the runs take place."""
@@ -173,6 +192,7 @@ class _Track:
     test: Cells
     training: Training
     num_particles: int
+    seed: int
     say: Callable[[str], None]
 
     def tune(self, name: str, estimator: Estimator, rates: Sequence[float]) -> tuple[list[float], float]:
@@ -185,32 +205,33 @@ class _Track:
             self.say(f"{name}: trying the learning rate {rate:g}")
             settings = replace(self.training, learning_rate=rate)
             try:
-                (last,) = trajectory(self.vae, rest, estimator, settings, [1.0], seed=1_000)
+                (last,) = trajectory(self.vae, rest, estimator, settings, [1.0], seed=self.seed + 1_000)
             except ArithmeticError:  # it diverged, which tells that the rate is too high
                 scores.append(np.nan)
             else:
                 scores.append(self._bound(last, estimator, validation))
         if np.isnan(scores).all():
-            raise ValueError(f"expected a learning rate by which {name} trains, got {rates!r}; add a lower one")
+            self.say(f"{name}: diverged at each of the learning rates {rates!r}; add a lower one")
+            return scores, min(rates)
         return scores, rates[int(np.nanargmax(scores))]
 
     def runs(self, name: str, estimator: Estimator, rate: float, num_seeds: int, shares: Sequence[float]) -> xr.Dataset:
         """The bound of the held-out cells along the runs of all seeds."""
         settings = replace(self.training, learning_rate=rate)
         values: dict[str, list[list[float]]] = {"bound": [], "step": [], "seconds": []}
-        for seed in range(num_seeds):
-            self.say(f"{name}: seed {seed + 1} of {num_seeds} at the learning rate {rate:g}")
+        for seed in range(self.seed, self.seed + num_seeds):
+            self.say(f"{name}: seed {seed} ({seed - self.seed + 1} of {num_seeds}) at the learning rate {rate:g}")
             try:
                 snapshots = trajectory(self.vae, self.seen, estimator, settings, shares, seed=seed)
             except ArithmeticError:
-                self.say(f"{name}: seed {seed + 1} diverged at the learning rate {rate:g}")
+                self.say(f"{name}: seed {seed} diverged at the learning rate {rate:g}")
                 for column in values.values():
                     column.append([np.nan] * len(shares))
                 continue
             values["bound"].append([self._bound(snapshot, estimator, self.test) for snapshot in snapshots])
             values["step"].append([float(snapshot.step) for snapshot in snapshots])
             values["seconds"].append([snapshot.seconds for snapshot in snapshots])
-        coordinates = {"seed": range(num_seeds), "share": [*shares]}
+        coordinates = {"seed": range(self.seed, self.seed + num_seeds), "share": [*shares]}
         return xr.Dataset({key: (("seed", "share"), value) for key, value in values.items()}, coords=coordinates)
 
     def _bound(self, snapshot: Snapshot, estimator: Estimator, cells: Cells) -> float:

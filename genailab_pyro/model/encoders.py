@@ -60,6 +60,11 @@ class TrunkEncoder(Encoder):
         width = 0 if condition is None else condition.output_dim
         self.trunk = MLP(input_dim, hidden_dims, condition_dim=width, dropout=dropout, norm=norm)
 
+    @property
+    def reads_upper(self) -> bool:
+        """Whether it expects an upper latent."""
+        return getattr(self, "upper", None) is not None
+
     def features(self, minibatch: Minibatch) -> Float[Tensor, "cells features"]:
         """What the perceptron makes of the cells."""
         condition = None if self.condition is None else self.condition(minibatch)

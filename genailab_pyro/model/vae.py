@@ -102,6 +102,13 @@ class VAE(Declared):
                 f"expected a likelihood over counts beside a latent library, got {type(likelihood).__name__} over "
                 f"{likelihood.scale}, which are normalised by the observed one; leave the library out"
             )
+        reads = getattr(encoder, "reads_upper", upper is not None)
+        if reads != (upper is not None):
+            raise ValueError(
+                f"expected an encoder that {'reads' if upper is not None else 'does not read'} an upper latent, got "
+                f"{type(encoder).__name__}; declare it with upper_dim={0 if upper is None else upper.output_dim}, "
+                f"{'leave upper out' if upper is not None else 'or pass upper=...'}"
+            )
         self.prior = prior
         self.decoder = decoder
         self.likelihood = likelihood

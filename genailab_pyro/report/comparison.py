@@ -40,8 +40,8 @@ def comparison_section(report: Report, comparison: EstimatorComparison) -> dict[
             "A point with an interval for each estimator.",
         ),
         "variance_against_cost": (
-            "Variance against the time of one gradient. On a dashed line the product is the same: as precise a "
-            "gradient takes as long. It compares estimators of one objective only.",
+            "Variance against the time of one gradient, for estimators of one objective. On a dashed line the product "
+            "is the same: as precise a gradient takes as long.",
             "A point for each estimator on logarithmic axes.",
         ),
         "gradient_histograms": (
@@ -81,6 +81,7 @@ def race_section(report: Report, race: Race) -> dict[str, Figure]:
         {
             "bound": [plus_minus(*pair) for pair in table[["bound", "bound_standard_error"]].to_numpy()],
             "difference": [plus_minus(*pair) for pair in table[["difference", "difference_standard_error"]].to_numpy()],
+            "runs that diverged": table["diverged"],
             "learning rate": [f"{rate:g}" for rate in table["learning_rate"]],
             "seconds": [f"{seconds:.1f}" for seconds in table["seconds"]],
         },
@@ -89,6 +90,9 @@ def race_section(report: Report, race: Race) -> dict[str, Figure]:
     report.table(
         shown, "Held-out bound in nats per cell, mean ± standard error over seeds; difference from the best, by seeds."
     )
+    if race.dataset["bound"].isnull().any("share").all():
+        report.note("Every run diverged; there is no curve to show. A lower learning rate usually helps.")
+        return {}
     figure = race.plot()
     report.figure(
         figure,
@@ -125,6 +129,13 @@ def findings(comparison: EstimatorComparison) -> list[str]:
         )
     else:
         lines.append(f"No mean is more than {largest.max():.1f} standard errors from its reference, in any group.")
+    own = [
+        str(name)
+        for name, of in zip(data["estimator"].values, data["bias_reference"].values, strict=True)
+        if str(of).rsplit("-", 1)[0] == str(name) or str(of) == str(name)
+    ]
+    if own:
+        lines.append(f"{', '.join(own)} {'is its' if len(own) == 1 else 'are their'} own reference, by fresh draws.")
     return lines
 
 
@@ -158,6 +169,7 @@ def by_checkpoint(comparison: EstimatorComparison) -> pd.DataFrame:
     shown = table.xs(group, level="group")
     columns = {
         "objective": shown["objective"],
+        "K": shown["particles"].astype(int),
         "ratio": shown["ratio"].map(readable),
         "95 % interval": shown["ratio_low"].map(readable) + " to " + shown["ratio_high"].map(readable),
         "bias (standard errors)": shown["bias_errors"].map("{:.1f}".format),

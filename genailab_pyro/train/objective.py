@@ -12,6 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from genailab_pyro.estimators import WatchedELBO, closed_form_kl
+from genailab_pyro.estimators.credit import plate_factor
 from genailab_pyro.model.penalties import Penalty
 from genailab_pyro.types import Minibatch
 
@@ -49,20 +50,12 @@ class Terms:
             for name, site in model_trace.nodes.items():
                 if site["type"] != "sample":
                     continue
-                weight = _plate_factor(site) / num_particles
+                weight = plate_factor(site) / num_particles
                 if site["is_observed"]:
                     reconstruction -= weight * _expected(site["unscaled_log_prob"], probabilities)
                 else:
                     kl += weight * _expected(_site_kl(site, guide_trace.nodes[name]), probabilities)
         return cls(reconstruction / num_cells, kl / num_cells)
-
-
-def _plate_factor(site: dict) -> float:
-    factor = 1.0
-    for frame in site["cond_indep_stack"]:
-        if frame.full_size is not None:
-            factor *= frame.full_size / frame.size
-    return factor
 
 
 def _enumerated(guide_trace: Trace) -> Tensor | None:

@@ -387,7 +387,7 @@ def test_squared_weights_alone_are_found_where_beta_is_not_one(monkeypatch, must
 
     def squared(self, log_weights, guide_trace):
         value = right(self, log_weights, guide_trace)
-        self.factors = dict.fromkeys(self.factors, log_weights.detach().softmax(0))
+        self.factors.update(dict.fromkeys(self.factors, log_weights.detach().softmax(0)))
         return value
 
     monkeypatch.setattr(weighted.DoublyReparameterisedELBO, "surrogate", squared)

@@ -73,7 +73,11 @@ def gradient(pair, estimator, guide=None, seed=0):
     ("estimator", "kind", "message"),
     [
         ("enum", "Normal", r"support that can be listed.*only 'z' \(Normal\); use the estimator 'pathwise'"),
-        ("enum", "Bernoulli vector", "site 'z': .*got Bernoulli; use the estimator .*'score-loo' for a vector of bits"),
+        (
+            "enum",
+            "Bernoulli vector",
+            "site 'z': .*got Bernoulli; use .*the estimator 'disarm', 'gumbel' or 'score-loo'",
+        ),
         ("pathwise", "Categorical", "site 'z': .*reparameterised draws.*got Categorical; .*'enum'"),
         ("pathwise", "OneHotCategorical", "site 'z': .*got OneHotCategorical; .*'enum', 'gumbel' or 'score-loo'"),
         ("pathwise", "Bernoulli", "site 'z': .*got Bernoulli; .*'enum', 'gumbel' or 'score-loo'"),
@@ -84,7 +88,7 @@ def gradient(pair, estimator, guide=None, seed=0):
         ("gumbel", "Normal", r"one-hot vectors.*only 'z' \(Normal\); use the estimator 'pathwise'"),
         ("st-gumbel", "Normal", r"one-hot vectors.*only 'z' \(Normal\); use the estimator 'pathwise'"),
         ("disarm", "Normal", "site 'z': .*bits.*got Normal; use the estimator"),
-        ("disarm", "OneHotCategorical", "site 'z': .*bits.*got OneHotCategorical; use the estimator 'enum'"),
+        ("disarm", "OneHotCategorical", "site 'z': .*bits.*got OneHotCategorical; use the estimator 'score-loo'"),
         ("iwae", "Poisson", "site 'z': .*got Poisson; use the estimator 'vimco'"),
         ("dreg", "Poisson", "site 'z': .*got Poisson; use the estimator 'vimco'"),
         ("renyi", "Poisson", "site 'z': .*got Poisson; use the estimator 'vimco'"),

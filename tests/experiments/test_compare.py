@@ -24,6 +24,8 @@ NUM_DRAWS = 100
 HOT = glp.Estimator("gumbel", temperature=5.0)
 COLUMNS = [
     "objective",
+    "bias_reference",
+    "particles",
     "variance",
     "ratio",
     "ratio_low",
@@ -463,7 +465,7 @@ class TestReading:
         assert [*figures] == ["gradient_variance", "variance_against_cost", "gradient_histograms", "signal_to_noise"]
         titles = {name: figure.get_suptitle() for name, figure in figures.items()}
         where = "latent location, checkpoint trained"
-        assert titles["variance_against_cost"] == f"Variance and cost of a gradient: {where}"
+        assert titles["variance_against_cost"] == f"Variance and cost of a gradient of the ELBO: {where}"
         assert all("latent location" in title for title in titles.values())
 
     def test_another_checkpoint_and_group_are_drawn(self, compared):

@@ -214,16 +214,31 @@ class TestLearningRate:
         data = run(["pathwise"], learning_rates=[1e30, 1e-2]).dataset
         assert data["learning_rate"] == 1e-2
         assert data["tuning"].isnull().values.tolist() == [[True, False]]
-        with pytest.raises(ValueError, match=r"expected a learning rate by which pathwise trains.*add a lower one"):
-            run(["pathwise"], learning_rates=[1e30, 1e29])
 
     def test_runs_that_diverge_are_kept_without_a_bound(self, run):
-        broken = run(["pathwise"], learning_rates=[1e30])
-        assert broken.dataset["bound"].isnull().all()
-        assert broken.to_dataframe()["bound"].isna().all()
+        for rates in ([1e30], [1e30, 1e29]):
+            broken = run(["pathwise"], learning_rates=rates)
+            assert broken.dataset["bound"].isnull().all()
+            assert broken.to_dataframe()["bound"].isna().all()
+            assert (broken.to_dataframe()["diverged"] == broken.dataset.sizes["seed"]).all()
+
+    def test_an_estimator_whose_runs_diverged_comes_behind_those_that_finished(self, run):
+        raced = run(["pathwise", "score"], num_seeds=3)
+        broken = raced.dataset.copy(deep=True)
+        broken["bound"].loc[{"estimator": "pathwise", "seed": [0, 1]}] = float("nan")
+        table = type(raced)(broken).to_dataframe()
+        assert [*table.index] == ["score", "pathwise"]
+        assert [*table["diverged"]] == [0, 2]
 
 
 class TestHeldOut:
+    def test_cells_that_are_trained_on_and_others_are_refused(self, cells, vaes):
+        with pytest.raises(ValueError, match="120 of them are among those that are trained on"):
+            race(vaes["plain"], cells, ["pathwise"], held_out=cells)
+        other = glp.register(glp.data.simulate(30, 20, seed=9)[0])
+        with pytest.raises(ValueError, match="expected held-out cells of the registration of the others"):
+            race(vaes["plain"], cells, ["pathwise"], held_out=other)
+
     def test_cells_may_be_given_in_place_of_a_share(self, run, cells, vaes):
         seen, held_out = cells.split(0.2, seed=0)
         shared = run(["pathwise"]).dataset
@@ -260,8 +275,8 @@ class TestCaller:
         assert said == [
             "pathwise: trying the learning rate 1e-05",
             "pathwise: trying the learning rate 0.01",
-            "pathwise: seed 1 of 2 at the learning rate 0.01",
-            "pathwise: seed 2 of 2 at the learning rate 0.01",
+            "pathwise: seed 0 (1 of 2) at the learning rate 0.01",
+            "pathwise: seed 1 (2 of 2) at the learning rate 0.01",
         ]
 
 

@@ -108,3 +108,23 @@ def test_the_prior_of_the_lower_latents_begins_with_a_scale_of_one():
     with pyro.get_param_store().scope():
         prior = glp.HierarchicalVAE(GENES, LATENT, LEVELS, [8], upper_dim=2).prior(torch.randn(4, LEVELS + 2))
     torch.testing.assert_close(prior.stddev, torch.ones(4, LATENT), atol=1e-3, rtol=0)
+
+
+@with_upper
+def test_draws_of_the_posterior_scatter_as_those_of_the_guide(name, make_minibatch):
+    # The mean of z is that at the mean of the upper latent; what the upper latent scatters shows in the spread alone.
+    vae, minibatch = declare(name), make_minibatch()
+    torch.manual_seed(3)
+    with torch.no_grad(), pyro.plate("particles", 8000, dim=-2):
+        guided = poutine.trace(vae.guide).get_trace(minibatch).nodes["z"]["value"]
+    with torch.no_grad():
+        drawn = vae.posterior_draws(minibatch, 8000)
+        alone = vae.encoder(minibatch, vae.upper.posterior(minibatch).mean)(torch.Size([8000]))
+    squares = [(values - values.mean(0)) ** 2 for values in (guided, drawn, alone)]
+
+    def distance(first, second):
+        error = ((first.var(0) + second.var(0)) / len(first)).sqrt()
+        return ((first.mean(0) - second.mean(0)).abs() / error).max()
+
+    assert distance(squares[0], squares[1]) < 5
+    assert distance(squares[0], squares[2]) > 5
