@@ -113,6 +113,18 @@ def test_enumeration_gives_the_bound_that_draws_of_the_label_have_on_average(mak
     assert abs(losses[0] + weights.mean().item()) < 5 * error
 
 
+def test_an_upper_latent_that_the_encoder_does_not_read_is_refused():
+    parts = {"prior": glp.StandardNormal(2), "decoder": glp.MLP(2, [8])}
+    parts["likelihood"] = glp.NegativeBinomialLikelihood(8, GENES)
+    upper = glp.UpperNormal(GENES, 4)
+    with pytest.raises(ValueError, match=r"expected an encoder that reads an upper latent.*upper_dim=4"):
+        glp.VAE(**parts, encoder=glp.NormalEncoder(GENES, 2, [8]), upper=upper)
+    with pytest.raises(ValueError, match="got BernoulliEncoder"):
+        glp.VAE(**parts, encoder=glp.BernoulliEncoder(GENES, 2, [8]), upper=upper)
+    with pytest.raises(ValueError, match=r"does not read an upper latent.*upper_dim=0"):
+        glp.VAE(**parts, encoder=glp.NormalEncoder(GENES, 2, [8], upper_dim=4))
+
+
 @pytest.fixture(scope="module")
 def simulated():
     adata, _ = glp.data.simulate(90, 12, num_types=3, seed=2)
