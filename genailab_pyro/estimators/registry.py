@@ -154,6 +154,8 @@ class Estimator:
             raise ValueError(f"expected num_particles to be a whole number of at least one, got {self.num_particles!r}")
         if (self.bound, self.credit, self.rule) not in CLASSES:
             reason = REFUSALS.get((self.bound, self.rule)) or REFUSALS.get((None, self.rule), "")
+            if self.credit == "graph" and (self.bound, "plates", self.rule) in CLASSES:
+                reason = "which costs are downstream is asked of a drawn ELBO only: use credit='plates'"
             raise ValueError(
                 f"expected a combination that exists, got rule={self.rule!r} with bound={self.bound!r} and credit="
                 f"{self.credit!r}; {reason}"

@@ -83,6 +83,8 @@ def test_an_estimator_has_a_name_to_be_shown():
         ({"rule": "score", "bound": "renyi", "num_particles": 4}, "use the estimator 'vimco'"),
         ({"rule": "enumerated"}, "use the estimator 'enum'"),
         ({"rule": "gumbel", "bound": "elbo-kl"}, "use the estimator 'gumbel'"),
+        ({"rule": "dreg", "bound": "importance-weighted", "credit": "graph"}, "use credit='plates'"),
+        ({"rule": "pathwise-or-score", "bound": "elbo-kl", "credit": "graph"}, "use credit='plates'"),
         ({"rule": "antithetic", "num_particles": 1}, "at least 2 for antithetic pairs"),
         ({"rule": "antithetic", "num_particles": 3}, "an even num_particles"),
         ({"rule": "score", "baseline": "leave-one-out"}, "at least 2 for the baseline 'leave-one-out', got 1"),
