@@ -230,6 +230,13 @@ class TestLearningRate:
         assert [*table.index] == ["score", "pathwise"]
         assert [*table["diverged"]] == [0, 2]
 
+    def test_the_standard_error_is_over_the_runs_that_finished(self, run):
+        broken = run(["pathwise"], num_seeds=3).dataset.copy(deep=True)
+        broken["bound"].loc[{"seed": 0}] = float("nan")
+        finished = broken["bound"].isel(estimator=0, share=-1).values[1:]
+        error = Race(broken).to_dataframe()["bound_standard_error"].item()
+        assert error == pytest.approx(np.std(finished, ddof=1) / 2**0.5)
+
 
 class TestHeldOut:
     def test_cells_that_are_trained_on_and_others_are_refused(self, cells, vaes):
