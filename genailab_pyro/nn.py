@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from itertools import pairwise
+from itertools import islice, pairwise
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from genailab_pyro.sparse import Nonzeros
 from genailab_pyro.types import Minibatch
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -203,18 +204,37 @@ class MLP(Declared):
 
     def forward(
         self,
-        inputs: Float[Tensor, "*rows input"],
+        inputs: Float[Tensor, "*rows input"] | Nonzeros,
         condition: Float[Tensor, "*#rows condition"] | None = None,
     ) -> Float[Tensor, "*rows output"]:
-        """Map inputs of any leading shape to features; the condition is broadcast over particles."""
+        """Map inputs of any leading shape to features; the condition is broadcast over particles.
+
+        Of inputs that are mostly zero, shape ``[rows, input]``, the non-zero values are enough.
+        """
         if self.condition_dim:
             if condition is None or condition.shape[-1] != self.condition_dim:
                 got = "none" if condition is None else f"one of width {condition.shape[-1]}"
                 raise ValueError(f"expected a condition of width {self.condition_dim}, got {got}")
-            inputs = beside(inputs, condition)
+        if isinstance(inputs, Nonzeros) and self.layers:
+            return self._through(self._first(inputs, condition), 1)
+        values = inputs.dense() if isinstance(inputs, Nonzeros) else inputs
+        return self._through(beside(values, condition) if condition is not None and self.condition_dim else values, 0)
+
+    def _first(self, inputs: Nonzeros, condition: Tensor | None) -> Tensor:
+        layer: Any = self.layers[0]
+        if condition is None or not self.condition_dim:
+            return inputs @ layer.weight.t() + layer.bias
+        of_inputs, of_condition = layer.weight.t().split([inputs.shape[1], self.condition_dim])
+        return inputs @ of_inputs + torch.addmm(layer.bias, condition.flatten(0, -2), of_condition).unflatten(
+            0, condition.shape[:-1]
+        )
+
+    def _through(self, values: Tensor, first: int) -> Tensor:
         # BatchNorm1d knows only [rows, width]; flattening changes nothing for the other layers.
-        rows = self.layers(inputs.reshape(-1, inputs.shape[-1]))
-        return rows.reshape(*inputs.shape[:-1], self.output_dim)
+        rows = values.reshape(-1, values.shape[-1])
+        for layer in islice(self.layers, first, None):
+            rows = layer(rows)
+        return rows.reshape(*values.shape[:-1], rows.shape[-1])
 
 
 class ConditionEncoding(Declared):

@@ -11,6 +11,7 @@ ORDER = [
     "files",
     "threads",
     "types",
+    "sparse",
     "plots",
     "distributions",
     "data",

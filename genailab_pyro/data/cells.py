@@ -14,6 +14,7 @@ from torch import Tensor
 
 from genailab_pyro.data.matrix import CountMatrix, Integers, is_sparse
 from genailab_pyro.data.validation import check_names
+from genailab_pyro.sparse import counts_tensor
 from genailab_pyro.types import Minibatch
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ class Cells:
     ) -> Minibatch:
         """Some cells as a minibatch; only these become dense.
 
+        Where at most half of the counts are not zero, its counts know these (see `genailab_pyro.sparse`).
+
         Args:
             indices: Positions of the cells in this object.
             device: Where the tensors go.
@@ -129,9 +132,8 @@ class Cells:
         exact = np.float64 if dtype == torch.float64 else np.float32
         if values.dtype != exact:
             block = block.astype(exact)
-        counts = torch.from_numpy(block.toarray() if is_sparse(block) else block)
         return Minibatch(
-            counts.to(device, dtype),
+            counts_tensor(block).to(device, dtype),
             torch.from_numpy(self.conditions[index]).to(device),
             torch.from_numpy(self.continuous[index]).to(device, dtype),
             torch.from_numpy(self.library[index]).to(device, dtype),

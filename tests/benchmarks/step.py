@@ -22,7 +22,7 @@ from torch.nn.functional import softplus
 import genailab_pyro as glp
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.distributions import NegativeBinomial
-from genailab_pyro.distributions.negative_binomial import negative_binomial_log_prob
+from genailab_pyro.distributions.formulas import negative_binomial_log_prob
 from genailab_pyro.model.vae import VAE
 from genailab_pyro.report.terminal import console, say
 from genailab_pyro.train.optim import ModuleOptim
