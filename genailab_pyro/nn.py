@@ -153,6 +153,43 @@ def beside(first: Float[Tensor, "*rows one"], second: Float[Tensor, "*#rows two"
     return torch.cat([first.expand(*shape, -1), second.expand(*shape, -1)], dim=-1)
 
 
+class InputLayer(nn.Module):
+    """A linear layer on inputs beside a condition, whose weights lie input by input.
+
+    So a product with inputs that are mostly zero reads the weights of the others alone. It starts as torch's own
+    linear layer does, of the same draws.
+
+    Attributes:
+        in_features: Number of inputs, those of the condition included.
+        out_features: Number of outputs.
+        weight: Shape ``[inputs, outputs]``, those of the condition last.
+        bias: Shape ``[outputs]``.
+
+    Args:
+        in_features: Width of the inputs and the condition together.
+        out_features: Width of the output.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        drawn = nn.Linear(in_features, out_features)
+        self.weight = nn.Parameter(drawn.weight.detach().t().contiguous())
+        self.bias = drawn.bias
+
+    def forward(
+        self, inputs: Float[Tensor, "*rows input"] | Nonzeros, condition: Float[Tensor, "*#rows condition"] | None
+    ) -> Float[Tensor, "*rows output"]:
+        """Map inputs and their condition to the output."""
+        if not isinstance(inputs, Nonzeros):
+            both = inputs if condition is None else beside(inputs, condition)
+            return nn.functional.linear(both, self.weight.t(), self.bias)
+        if condition is None:
+            return inputs @ self.weight + self.bias
+        of_inputs, of_condition = self.weight.split([inputs.shape[1], condition.shape[-1]])
+        return inputs @ of_inputs + nn.functional.linear(condition, of_condition.t(), self.bias)
+
+
 class MLP(Declared):
     """Multilayer perceptron: linear, norm, activation, dropout for each hidden width.
 
@@ -199,7 +236,8 @@ class MLP(Declared):
         make_norm, make_activation = choose(NORMS, norm, "norm"), choose(ACTIVATIONS, activation, "activation")
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), make_norm(after), make_activation(), nn.Dropout(dropout)]
+            linear = nn.Linear(before, after) if layers else InputLayer(before, after)
+            layers += [linear, make_norm(after), make_activation(), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers)
 
     def forward(
@@ -215,26 +253,17 @@ class MLP(Declared):
             if condition is None or condition.shape[-1] != self.condition_dim:
                 got = "none" if condition is None else f"one of width {condition.shape[-1]}"
                 raise ValueError(f"expected a condition of width {self.condition_dim}, got {got}")
-        if isinstance(inputs, Nonzeros) and self.layers:
-            return self._through(self._first(inputs, condition), 1)
-        values = inputs.dense() if isinstance(inputs, Nonzeros) else inputs
-        return self._through(beside(values, condition) if condition is not None and self.condition_dim else values, 0)
-
-    def _first(self, inputs: Nonzeros, condition: Tensor | None) -> Tensor:
-        layer: Any = self.layers[0]
-        if condition is None or not self.condition_dim:
-            return inputs @ layer.weight.t() + layer.bias
-        of_inputs, of_condition = layer.weight.t().split([inputs.shape[1], self.condition_dim])
-        return inputs @ of_inputs + torch.addmm(layer.bias, condition.flatten(0, -2), of_condition).unflatten(
-            0, condition.shape[:-1]
-        )
-
-    def _through(self, values: Tensor, first: int) -> Tensor:
+        else:
+            condition = None
+        if not self.layers:
+            values = inputs.dense() if isinstance(inputs, Nonzeros) else inputs
+            return values if condition is None else beside(values, condition)
+        values = self.layers[0](inputs, condition)
         # BatchNorm1d knows only [rows, width]; flattening changes nothing for the other layers.
         rows = values.reshape(-1, values.shape[-1])
-        for layer in islice(self.layers, first, None):
+        for layer in islice(self.layers, 1, None):
             rows = layer(rows)
-        return rows.reshape(*values.shape[:-1], rows.shape[-1])
+        return rows.reshape(*values.shape[:-1], self.output_dim)
 
 
 class ConditionEncoding(Declared):

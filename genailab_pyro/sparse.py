@@ -1,7 +1,7 @@
 """Matrices that are mostly zero: their non-zero values by rows, and counts that know theirs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
@@ -14,55 +14,23 @@ from torch.nn.functional import embedding_bag
 
 
 @dataclass(frozen=True, eq=False)
-class Nonzeros:
-    """The non-zero values of a matrix, row after row (compressed sparse rows).
+class Entries:
+    """Some values of a matrix and where they are.
 
     Attributes:
-        values: The values, shape ``[nonzeros]``.
-        columns: The column of each value, shape ``[nonzeros]``.
-        offsets: Where each row begins, and the end, shape ``[rows + 1]``.
+        values: The values, shape ``[entries]``.
+        columns: The column of each, shape ``[entries]``.
+        positions: The position of each in the matrix laid out row after row, shape ``[entries]``.
         shape: Numbers of rows and columns of the matrix.
-
-    Example:
-        >>> found = Nonzeros.of(sp.csr_matrix([[3.0, 0.0], [0.0, 2.0]], dtype="float32"))
-        >>> found.at(torch.tensor([10.0, 20.0])), found @ torch.tensor([[1.0], [10.0]])
-        (tensor([10., 20.]), tensor([[ 3.],
-                [20.]]))
     """
 
-    values: Float[Tensor, " nonzeros"]
-    columns: Int[Tensor, " nonzeros"]
-    offsets: Int[Tensor, " rows_1"]
+    values: Float[Tensor, " entries"]
+    columns: Int[Tensor, " entries"]
+    positions: Int[Tensor, " entries"]
     shape: tuple[int, int]
 
-    @classmethod
-    def of(cls, matrix: sp.csr_matrix) -> Self:
-        """Those of a scipy matrix, whose values are referred to where their type is torch's."""
-        columns, offsets = (torch.from_numpy(index).long() for index in (matrix.indices, matrix.indptr))
-        return cls(torch.from_numpy(matrix.data), columns, offsets, (int(matrix.shape[0]), int(matrix.shape[1])))
-
-    @classmethod
-    def within(cls, dense: Float[Tensor, "rows columns"]) -> Self:
-        """Those of a dense matrix."""
-        rows, columns = dense.nonzero(as_tuple=True)
-        counted = torch.bincount(rows, minlength=len(dense)).cumsum(0)
-        offsets = torch.nn.functional.pad(counted, (1, 0))
-        return cls(dense[rows, columns], columns, offsets, (dense.shape[0], dense.shape[1]))
-
-    @cached_property
-    def positions(self) -> Int[Tensor, " nonzeros"]:
-        """Position of each value in the matrix laid out row after row."""
-        rows = torch.arange(self.shape[0], device=self.columns.device)
-        return torch.repeat_interleave(rows * self.shape[1], self.offsets.diff()) + self.columns
-
-    @cached_property
-    def transposed(self) -> "Nonzeros":
-        """Those of the transposed matrix."""
-        matrix = sp.csr_matrix((self.values.numpy(), self.columns.numpy(), self.offsets.numpy()), shape=self.shape)
-        return Nonzeros.of(matrix.T.tocsr())
-
-    def at(self, tensor: Float[Tensor, "*lead #columns"]) -> Float[Tensor, "*lead nonzeros"]:
-        """The values that a tensor has at these places.
+    def at(self, tensor: Float[Tensor, "*lead #columns"]) -> Float[Tensor, "*lead entries"]:
+        """The values that another matrix has here.
 
         Args:
             tensor: Shape ``[..., rows, columns]``; it is broadcast over rows and columns, and may have further
@@ -77,31 +45,95 @@ class Nonzeros:
             return cells.index_select(0, self.positions)
         return cells.gather(-1, self.positions.expand(*cells.shape[:-1], -1))
 
-    def put(
-        self, tensor: Float[Tensor, "*lead rows columns"], values: Float[Tensor, "*#lead nonzeros"]
+    def put_(
+        self, tensor: Float[Tensor, "*lead rows columns"], values: Float[Tensor, "*#lead entries"]
     ) -> Float[Tensor, "*lead rows columns"]:
-        """A copy of a tensor that has other values at these places."""
+        """Write other values into a contiguous tensor here; returns it."""
         lead = tensor.shape[:-2]
-        positions, values = (item.expand(*lead, self.values.shape[0]) for item in (self.positions, values))
-        return tensor.flatten(-2).scatter(-1, positions, values).unflatten(-1, self.shape)
+        positions, values = (item.expand(*lead, len(self.values)) for item in (self.positions, values))
+        tensor.view(*lead, -1).scatter_(-1, positions, values)
+        return tensor
+
+    def add_(
+        self, tensor: Float[Tensor, "*lead rows columns"], values: Float[Tensor, "*#lead entries"]
+    ) -> Float[Tensor, "*lead rows columns"]:
+        """Add other values to a contiguous tensor here; returns it."""
+        lead = tensor.shape[:-2]
+        positions, values = (item.expand(*lead, len(self.values)) for item in (self.positions, values))
+        tensor.view(*lead, -1).scatter_add_(-1, positions, values)
+        return tensor
+
+    def where(self, chosen: Tensor) -> "Entries":
+        """Those that a mask chooses."""
+        return Entries(self.values[chosen], self.columns[chosen], self.positions[chosen], self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Nonzeros(Entries):
+    """The non-zero values of a matrix, row after row (compressed sparse rows).
+
+    Attributes:
+        offsets: Where each row begins among the values, and the end, shape ``[rows + 1]``.
+
+    Example:
+        >>> found = Nonzeros.of(sp.csr_matrix([[3.0, 0.0], [0.0, 2.0]], dtype="float32"))
+        >>> found.at(torch.tensor([10.0, 20.0])), found @ torch.tensor([[1.0], [10.0]])
+        (tensor([10., 20.]), tensor([[ 3.],
+                [20.]]))
+    """
+
+    offsets: Int[Tensor, " rows_1"]
+
+    @classmethod
+    def of(cls, matrix: sp.csr_matrix) -> Self:
+        """Those of a scipy matrix, whose arrays are referred to."""
+        rows, columns = int(matrix.shape[0]), int(matrix.shape[1])
+        # By numpy: this may run beside a step, and a second set of torch's threads would take its processors.
+        positions = np.repeat(np.arange(0, rows * columns, columns), np.diff(matrix.indptr)) + matrix.indices
+        values, indices, places, offsets = (
+            torch.from_numpy(array) for array in (matrix.data, matrix.indices, positions, matrix.indptr)
+        )
+        return cls(values, indices, places, (rows, columns), offsets)
+
+    @cached_property
+    def transposed(self) -> "Nonzeros":
+        """Those of the transposed matrix, on the CPU."""
+        arrays = (item.numpy() for item in (self.values, self.columns, self.offsets))
+        columns = sp.csr_matrix(tuple(arrays), shape=self.shape, copy=False).tocsc()
+        rows = sp.csr_matrix((columns.data, columns.indices, columns.indptr), shape=self.shape[::-1], copy=False)
+        return Nonzeros.of(rows)
+
+    @cached_property
+    def ones(self) -> Entries:
+        """Those that are one."""
+        return self.where(self.values == 1)
+
+    @cached_property
+    def others(self) -> Entries:
+        """Those that are not one."""
+        return self.where(self.values != 1)
 
     def dense(self) -> Float[Tensor, "rows columns"]:
         """The matrix with its zeros."""
-        values = self.values.new_zeros(self.shape[0] * self.shape[1])
-        return values.scatter(0, self.positions, self.values).unflatten(0, self.shape)
+        return self.put_(self.values.new_zeros(self.shape), self.values)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Nonzeros":
         """The same places with a function of the values; it should leave zero where it is."""
-        return replace(self, values=function(self.values))
+        mapped = Nonzeros(function(self.values), self.columns, self.positions, self.shape, self.offsets)
+        if "transposed" in self.__dict__:
+            mapped.__dict__["transposed"] = self.transposed.map(function)
+        return mapped
 
     def to(self, *args: Any, **kwargs: Any) -> "Nonzeros":
         """The same on another device, or of another type, as `torch.Tensor.to`."""
         values = self.values.to(*args, **kwargs)
-        columns, offsets = (index.to(values.device) for index in (self.columns, self.offsets))
-        return Nonzeros(values, columns, offsets, self.shape)
+        columns, positions, offsets = (
+            index.to(values.device) for index in (self.columns, self.positions, self.offsets)
+        )
+        return Nonzeros(values, columns, positions, self.shape, offsets)
 
     def __matmul__(self, dense: Float[Tensor, "columns width"]) -> Float[Tensor, "rows width"]:
-        """The product with a dense matrix; derivatives of every order reach the dense one only."""
+        """The product with a dense matrix, on the CPU; derivatives of every order reach the dense one only."""
         return _Product.apply(self, dense)
 
 
@@ -150,7 +182,7 @@ class CountTensor(Tensor):
     _made: int
 
     # As for torch's own Parameter: operations see a plain tensor and return one.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
     def of(cls, dense: Tensor, nonzeros: Nonzeros) -> "CountTensor":
@@ -171,23 +203,21 @@ class CountTensor(Tensor):
             return moved
         return CountTensor.of(moved, self.nonzeros.to(*args, **kwargs))
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return repr(self.as_subclass(Tensor))
 
 
-def nonzeros_of(counts: Tensor) -> Nonzeros | None:
+def nonzeros_of(counts: Tensor | None) -> Nonzeros | None:
     """The non-zero values of counts that know them, or None: then all of the values are to be looked at."""
     return counts.nonzeros if isinstance(counts, CountTensor) else None
 
 
 def counts_tensor(block: np.ndarray | sp.csr_matrix) -> Tensor:
     """Counts as a tensor, which knows its non-zero values where they are at most half of all."""
+    dense = block if isinstance(block, np.ndarray) else block.toarray()
     if isinstance(block, np.ndarray):
-        dense = torch.from_numpy(block)
-        nonzeros = Nonzeros.within(dense)
-    else:
-        block.sum_duplicates()
-        block.eliminate_zeros()
-        dense = torch.from_numpy(block.toarray())
-        nonzeros = Nonzeros.of(block)
-    return CountTensor.of(dense, nonzeros) if 2 * len(nonzeros.values) <= dense.numel() else dense
+        block = sp.csr_matrix(block)
+    block.sum_duplicates()
+    block.eliminate_zeros()
+    counts = torch.from_numpy(dense)
+    return CountTensor.of(counts, Nonzeros.of(block)) if 2 * block.nnz <= dense.size else counts

@@ -8,9 +8,13 @@ is ``mu + mu^2 / theta`` and, with ``G`` the gamma function,
     f(x) = log G(x + theta) - log G(theta) - log G(x + 1)
            + x log(mu / (mu + theta)) + theta log(theta / (mu + theta)).
 
-**A count of zero** leaves ``f(0) = -theta softplus(log mu - log theta)`` and nothing else: neither a gamma function
-nor a difference of large numbers. Most counts are zero, and gamma functions are what a log-probability costs; so they
-are taken at the other counts alone, where it is known which these are.
+**Counts of zero and one** leave neither a gamma function nor a difference of large numbers: with
+``s = softplus(log mu - log theta)``,
+
+    f(0) = -theta s,    f(1) = f(0) + log mu - s.
+
+Most counts are zero, most others are one, and gamma functions are what a log-probability costs; so they are taken at
+the remaining counts alone, where it is known which these are.
 
 **Other counts.** As it stands the formula subtracts numbers of size ``theta log theta`` and ``x log x``, and in single
 precision nothing is left of a result near -2 once theta exceeds about 1e5: values above zero appear. Stirling's
@@ -31,9 +35,9 @@ its definition says for small y, where nothing cancels.
 **Derivatives.** With ``p = mu / (mu + theta)``,
 
     d f / d log mu    = x - (x + theta) p
-    d f / d log theta = theta (digamma(n) - digamma(theta)) - theta softplus(log mu - log theta) - d f / d log mu,
+    d f / d log theta = theta (digamma(n) - digamma(theta)) + f(0) - d f / d log mu,
 
-which for ``x = 0`` is ``f(0) + theta p``. A digamma function is ``log y - r(y)``, whence
+whose first term is 0 for a count of zero and 1 for a count of one. A digamma function is ``log y - r(y)``, whence
 
     digamma(n) - digamma(theta) = log1p(x / theta) + r(theta) - r(n),
 
@@ -157,27 +161,30 @@ def _of_positive(counts: Tensor, log_mean: Tensor, log_theta: Tensor, at: Gather
     return -(counts * by_counts + theta * by_theta) - constants
 
 
-def _forward(counts: Tensor, log_mean: Tensor, log_theta: Tensor, nonzeros: Nonzeros | None) -> Tensor:
+def _forward(counts: Tensor, log_mean: Tensor, log_theta: Tensor, nonzeros: Nonzeros | None) -> tuple[Tensor, Tensor]:
+    """``f(x)`` and ``f(0)``."""
     log_theta = bounded(log_theta)
-    of_zero = _softplus(log_mean - log_theta) * -log_theta.exp()
+    softened = _softplus(log_mean - log_theta)
+    of_zero = softened * -log_theta.exp()
     if nonzeros is None:
         zero = counts == 0
-        others = _of_positive(torch.where(zero, 1.0, counts), log_mean, log_theta, _everywhere)
-        return torch.where(zero, of_zero, others)
-    return nonzeros.put(of_zero, _of_positive(nonzeros.values, log_mean, log_theta, nonzeros.at))
+        of_others = _of_positive(torch.where(zero, 1.0, counts), log_mean, log_theta, _everywhere)
+        return torch.where(zero, of_zero, of_others), of_zero
+    ones, others = nonzeros.ones, nonzeros.others
+    of_one = ones.at(of_zero) + (ones.at(log_mean) - ones.at(softened))
+    value = ones.put_(of_zero.clone(), of_one)
+    return others.put_(value, _of_positive(others.values, log_mean, log_theta, others.at)), of_zero
 
 
 def _by_mean(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
-    return counts - (counts + log_theta.exp()) * torch.sigmoid(log_mean - log_theta)
+    return torch.addcmul(counts, counts + log_theta.exp(), torch.sigmoid(log_mean - log_theta), value=-1)
 
 
-def _by_theta(counts: Tensor, log_mean: Tensor, log_theta: Tensor, by_mean: Tensor, at: Gather) -> Tensor:
-    """Derivative with respect to log theta, given that with respect to log mu."""
+def _digamma_rise(counts: Tensor, log_theta: Tensor, at: Gather) -> Tensor:
+    """``theta (digamma(x + theta) - digamma(theta))``."""
     theta = log_theta.exp()
-    error = at(_digamma_error(theta))
-    log_mean, log_theta, theta, by_mean = at(log_mean), at(log_theta), at(theta), at(by_mean)
-    digammas = torch.log1p(counts / theta) + error - _digamma_error(counts + theta)
-    return theta * (digammas - _softplus(log_mean - log_theta)) - by_mean
+    error, theta = at(_digamma_error(theta)), at(theta)
+    return theta * (torch.log1p(counts / theta) + error - _digamma_error(counts + theta))
 
 
 def _by_counts(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
@@ -186,45 +193,56 @@ def _by_counts(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
 
 
 def _derivatives(
-    arguments: tuple[Tensor, ...], wanted: Sequence[bool], nonzeros: Nonzeros | None = None, value: Tensor | None = None
+    arguments: Sequence[Tensor],
+    wanted: Sequence[bool],
+    known: tuple[Nonzeros, Tensor] | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Derivatives with respect to counts, log mu and log theta, each None where it is not wanted."""
+    """Derivatives with respect to counts, log mu and log theta, each None where it is not wanted.
+
+    Of differentiable operations unless the non-zero counts and ``f(0)`` are known.
+    """
     counts, log_mean = arguments[:2]
     log_theta = bounded(arguments[2])
     by_counts = _by_counts(counts, log_mean, log_theta) if wanted[0] else None
     if not (wanted[1] or wanted[2]):
         return by_counts, None, None
-    by_mean = _by_mean(counts, log_mean, log_theta)
-    by_theta = None
-    if wanted[2] and (nonzeros is None or value is None):
-        by_theta = _by_theta(counts, log_mean, log_theta, by_mean, _everywhere)
-    elif wanted[2]:
-        of_others = _by_theta(nonzeros.values, log_mean, log_theta, by_mean, nonzeros.at)
-        by_theta = nonzeros.put(value - by_mean, of_others)
+    by_mean, by_theta = _by_mean(counts, log_mean, log_theta), None
+    if wanted[2] and known is None:
+        of_zero = -log_theta.exp() * _softplus(log_mean - log_theta)
+        by_theta = _digamma_rise(counts, log_theta, _everywhere) + of_zero - by_mean
+    elif wanted[2] and known is not None:
+        nonzeros, of_zero = known
+        by_theta = nonzeros.ones.add_(of_zero - by_mean, torch.ones_like(nonzeros.ones.values))
+        others = nonzeros.others
+        by_theta = others.add_(by_theta, _digamma_rise(others.values, log_theta, others.at))
     return by_counts, by_mean if wanted[1] else None, by_theta
 
 
 class _NegativeBinomial(torch.autograd.Function):
-    """The log-probability with its closed-form derivative; arguments broadcast and share one dtype."""
+    """``f(x)`` with its closed-form derivative, and ``f(0)``; arguments broadcast and share one dtype."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(counts: Tensor, log_mean: Tensor, log_theta: Tensor, nonzeros: Nonzeros | None) -> Tensor:
+    def forward(
+        counts: Tensor, log_mean: Tensor, log_theta: Tensor, nonzeros: Nonzeros | None
+    ) -> tuple[Tensor, Tensor]:
         return _forward(counts, log_mean, log_theta, nonzeros)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Nonzeros | None], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         *arguments, ctx.nonzeros = inputs
-        ctx.save_for_backward(*arguments, output)
+        of_zero = output[1]
+        ctx.mark_non_differentiable(of_zero)
+        ctx.save_for_backward(*arguments, of_zero)
         ctx.save_for_forward(*arguments)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        *arguments, value = ctx.saved_tensors
-        # A derivative that is itself to be derived is taken in the dense form, of differentiable operations.
-        nonzeros = None if torch.is_grad_enabled() else ctx.nonzeros
-        parts = _derivatives(tuple(arguments), ctx.needs_input_grad, nonzeros, value)
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        *arguments, of_zero = ctx.saved_tensors
+        # A derivative that is itself to be derived is taken in the dense form.
+        known = None if ctx.nonzeros is None or torch.is_grad_enabled() else (ctx.nonzeros, of_zero)
+        parts = _derivatives(arguments, ctx.needs_input_grad, known)
         found = (
             None if part is None else (gradient * part).sum_to_size(argument.shape)
             for argument, part in zip(arguments, parts, strict=True)
@@ -232,10 +250,10 @@ class _NegativeBinomial(torch.autograd.Function):
         return *found, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
         parts = _derivatives(ctx.saved_tensors, [tangent is not None for tangent in tangents[:3]])
         pairs = zip(tangents[:3], parts, strict=True)
-        return reduce(torch.add, (a * b for a, b in pairs if a is not None and b is not None))
+        return reduce(torch.add, (a * b for a, b in pairs if a is not None and b is not None)), None
 
 
 def negative_binomial_log_prob(
@@ -272,15 +290,25 @@ def negative_binomial_log_prob(
         dtype = torch.promote_types(dtype, counts.dtype)
     counts, log_mean, log_inverse_dispersion = (argument.to(dtype) for argument in arguments)
     nonzeros = nonzeros_of(counts) if counts.shape == log_mean.shape[-2:] else None
-    return _NegativeBinomial.apply(counts, log_mean, log_inverse_dispersion, nonzeros)
+    return _NegativeBinomial.apply(counts, log_mean, log_inverse_dispersion, nonzeros)[0]
 
 
-def _inflated_derivatives(counts: Tensor, log_prob: Tensor, gate_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives with respect to f and the gate's logits, of differentiable operations."""
-    zero, opened = counts == 0, torch.sigmoid(gate_logits)
-    by_log_prob = torch.where(zero, torch.sigmoid(log_prob - gate_logits), 1.0)
-    by_gate = torch.sigmoid(-gate_logits) * torch.sigmoid(gate_logits - log_prob) * torch.expm1(log_prob)
-    return by_log_prob, -torch.where(zero, by_gate, opened)
+def _at_zero(of_zero: Tensor, of_others: Tensor | float, counts: Tensor, nonzeros: Nonzeros | None) -> Tensor:
+    """The first where the count is zero, the second elsewhere."""
+    if nonzeros is None:
+        return torch.where(counts == 0, of_zero, of_others)
+    found = nonzeros.at(of_others) if isinstance(of_others, Tensor) else torch.full_like(nonzeros.values, of_others)
+    return nonzeros.put_(of_zero, found)
+
+
+def _inflated_derivatives(
+    counts: Tensor, log_prob: Tensor, gate_logits: Tensor, nonzeros: Nonzeros | None = None
+) -> tuple[Tensor, Tensor]:
+    """Derivatives with respect to f and the gate's logits."""
+    closed = torch.sigmoid(-gate_logits)
+    by_log_prob = _at_zero(torch.sigmoid(log_prob - gate_logits), 1.0, counts, nonzeros)
+    by_gate = closed * torch.sigmoid(gate_logits - log_prob) * -torch.expm1(log_prob)
+    return by_log_prob, _at_zero(by_gate, -torch.sigmoid(gate_logits), counts, nonzeros)
 
 
 class _Inflated(torch.autograd.Function):
@@ -289,29 +317,32 @@ class _Inflated(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(counts: Tensor, log_prob: Tensor, gate_logits: Tensor) -> Tensor:
+    def forward(counts: Tensor, log_prob: Tensor, gate_logits: Tensor, nonzeros: Nonzeros | None) -> Tensor:
         rest = torch.log1p(torch.exp(-gate_logits.abs()))
         log_gate = gate_logits.clamp(max=0) - rest
         positive = log_prob - gate_logits.clamp(min=0) - rest
-        return torch.where(counts == 0, torch.logaddexp(log_gate, positive), positive)
+        return _at_zero(torch.logaddexp(log_gate, positive), positive, counts, nonzeros)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *arguments, ctx.nonzeros = inputs
+        ctx.save_for_backward(*arguments)
+        ctx.save_for_forward(*arguments)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
-        _, log_prob, gate_logits = ctx.saved_tensors
-        by_log_prob, by_gate = _inflated_derivatives(*ctx.saved_tensors)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor, None]:
+        counts, log_prob, gate_logits = ctx.saved_tensors
+        nonzeros = None if torch.is_grad_enabled() else ctx.nonzeros
+        by_log_prob, by_gate = _inflated_derivatives(counts, log_prob, gate_logits, nonzeros)
         return (
             None,
             (gradient * by_log_prob).sum_to_size(log_prob.shape),
             (gradient * by_gate).sum_to_size(gate_logits.shape),
+            None,
         )
 
     @staticmethod
-    def jvp(ctx: Any, counts: None, log_prob: Tensor, gate_logits: Tensor) -> Tensor:
+    def jvp(ctx: Any, counts: None, log_prob: Tensor, gate_logits: Tensor, _: None) -> Tensor:
         by_log_prob, by_gate = _inflated_derivatives(*ctx.saved_tensors)
         return log_prob * by_log_prob + gate_logits * by_gate
 
@@ -332,4 +363,6 @@ def inflated_log_prob(
     arguments = (counts, log_prob, gate_logits)
     if has_torch_function(arguments):
         return handle_torch_function(inflated_log_prob, arguments, *arguments)
-    return _Inflated.apply(counts, log_prob, gate_logits.to(log_prob.dtype))
+    gate_logits = gate_logits.to(log_prob.dtype)
+    whole = counts.shape == log_prob.shape[-2:] == gate_logits.shape[-2:]
+    return _Inflated.apply(counts, log_prob, gate_logits, nonzeros_of(counts) if whole else None)

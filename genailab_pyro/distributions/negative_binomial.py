@@ -1,12 +1,12 @@
 """The negative binomial declared by its log mean and log inverse dispersion."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from genailab_pyro.distributions.formulas import bounded, negative_binomial_log_prob
 
@@ -75,8 +75,8 @@ class NegativeBinomial(dist.NegativeBinomial):
         self._declared = (log_mean, log_inverse_dispersion)
         self.log_mean = log_mean.expand(shape)
         self.log_inverse_dispersion = log_inverse_dispersion.expand(shape)
-        log_theta = bounded(log_inverse_dispersion)
-        super().__init__(log_theta.exp(), logits=log_mean - log_theta, validate_args=validate_args)
+        # The parent's own constructor would compute its parameters, which are only wanted to draw.
+        Distribution.__init__(self, shape, validate_args=validate_args)
 
     def expand(
         self, batch_shape: torch.Size | tuple[int, ...], _instance: "NegativeBinomial | None" = None
@@ -86,7 +86,28 @@ class NegativeBinomial(dist.NegativeBinomial):
         new._declared = self._declared
         new.log_mean = self.log_mean.expand(batch_shape)
         new.log_inverse_dispersion = self.log_inverse_dispersion.expand(batch_shape)
-        return super().expand(batch_shape, _instance=new)
+        Distribution.__init__(new, torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def total_count(self) -> Float[Tensor, "*batch"]:
+        """Theta."""
+        return bounded(self.log_inverse_dispersion).exp()
+
+    @property
+    def logits(self) -> Float[Tensor, "*batch"]:
+        """``log_mean - log_inverse_dispersion``, the logit of Pyro's probability."""
+        return self.log_mean - bounded(self.log_inverse_dispersion)
+
+    @property
+    def probs(self) -> Float[Tensor, "*batch"]:
+        """Pyro's probability, ``mu / (mu + theta)``."""
+        return torch.sigmoid(self.logits)
+
+    @property
+    def _param(self) -> Tensor:
+        return self.logits
 
     @property
     def mean(self) -> Float[Tensor, "*batch"]:

@@ -196,7 +196,8 @@ class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
 
     def gate_logits(self, features: Features) -> PerGene:
         """Logits of the probability of an extra zero, shape ``[*particles, cells, genes]``."""
-        return self.bound * torch.tanh(self.gate(features) / self.bound)
+        # bound * tanh(x / bound), by the sigmoid, which is several times as fast
+        return self.bound * (2 * torch.sigmoid(self.gate(features) * (2 / self.bound)) - 1)
 
     def forward(self, features: Features, minibatch: Minibatch) -> Any:
         """Zero-inflated negative binomial of event shape ``[genes]``."""

@@ -15,11 +15,13 @@ from pyro.infer import SVI
 from pyro.poutine import Trace
 from torch import Tensor
 
+from genailab_pyro.data.ahead import ahead
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.estimators import Estimator, Handled
 from genailab_pyro.model.particles import paired_traces
 from genailab_pyro.model.penalties import FreeBits, Penalty
 from genailab_pyro.model.vae import VAE
+from genailab_pyro.sparse import nonzeros_of
 from genailab_pyro.train.objective import Objective, Terms
 from genailab_pyro.train.optim import ModuleOptim
 from genailab_pyro.train.schedules import LEARNING_RATES, Annealed
@@ -139,8 +141,8 @@ class Run:
         self.vae.train()
         self.objective.steps.clear()
         norms: list[float] = []
-        for index in self._order():
-            factor = self.step(self.train_cells.take(index, device=self.device, dtype=self.dtype))
+        for minibatch in ahead(map(self._take, self._order())):
+            factor = self.step(minibatch)
             norms.append(self.optim.gradient_norm / len(self.train_cells))
         record.epoch += 1
         train = _mean(self.objective.steps)
@@ -169,6 +171,13 @@ class Run:
         self.svi.step(minibatch)
         record.step += 1
         return factor
+
+    def _take(self, index: np.ndarray) -> Minibatch:
+        minibatch = self.train_cells.take(index, device=self.device, dtype=self.dtype)
+        nonzeros = nonzeros_of(minibatch.counts)
+        if nonzeros is not None and self.device.type == "cpu":
+            _ = nonzeros.transposed  # found beside the step before, not in the gradient
+        return minibatch
 
     def _order(self) -> list[np.ndarray]:
         # Minibatches whose sizes differ by one cell at most, in an order that only the seed and the epoch decide.

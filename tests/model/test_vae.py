@@ -14,7 +14,7 @@ from genailab_pyro.model.likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
 )
 from genailab_pyro.model.vae import CVAE, CVAE_NB, CVAE_ZINB, VAE, VAE_NB, VAE_ZINB, VAE_Gaussian
-from genailab_pyro.nn import MLP, Declared
+from genailab_pyro.nn import MLP, Declared, InputLayer
 
 CONDITIONAL = [CVAE, CVAE_NB, CVAE_ZINB]
 BLIND = [VAE_Gaussian, VAE_NB, VAE_ZINB]
@@ -42,7 +42,7 @@ class TestDocumentsConstructor:
         vae = cls(input_dim=2000, latent_dim=10, condition_dim=5, hidden_dims=[512, 256])
         assert isinstance(vae, VAE)
         assert type(vae.likelihood) is likelihood
-        linears = {name: layer for name, layer in vae.named_modules() if isinstance(layer, nn.Linear)}
+        linears = {name: layer for name, layer in vae.named_modules() if isinstance(layer, (nn.Linear, InputLayer))}
         widths = {name: (layer.in_features, layer.out_features) for name, layer in linears.items()}
         assert [width for name, width in widths.items() if name.startswith("encoder.trunk")] == [
             (2005, 512),

@@ -219,7 +219,7 @@ def test_weights_that_were_changed_are_refused(folder):
     weights = load_file(folder / WEIGHTS)
     name = "decoder.layers.0.weight"
     changes = {
-        r"'decoder.layers.0.weight' of shape \(16, 5\).*got \(5, 16\)": {name: weights[name].T.contiguous()},
+        r"'decoder.layers.0.weight' of shape \(5, 16\).*got \(16, 5\)": {name: weights[name].T.contiguous()},
         "type torch.float32 .* and torch.float64": {name: weights[name].double()},
         r"not its own: \['extra'\]": {"extra": torch.zeros(1)},
     }
