@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "genailab_pyro"
 ORDER = [
     "__about__",
     "files",
+    "memory",
     "threads",
     "types",
     "sparse",

@@ -161,18 +161,26 @@ def _of_positive(counts: Tensor, log_mean: Tensor, log_theta: Tensor, at: Gather
     return -(counts * by_counts + theta * by_theta) - constants
 
 
-def _forward(counts: Tensor, log_mean: Tensor, log_theta: Tensor, nonzeros: Nonzeros | None) -> tuple[Tensor, Tensor]:
+def _of_zero(log_mean: Tensor, log_theta: Tensor) -> Tensor:
+    return _softplus(log_mean - log_theta).mul_(-log_theta.exp())
+
+
+def _forward(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor]:
     """``f(x)`` and ``f(0)``."""
     log_theta = bounded(log_theta)
-    softened = _softplus(log_mean - log_theta)
-    of_zero = softened * -log_theta.exp()
-    if nonzeros is None:
-        zero = counts == 0
-        of_others = _of_positive(torch.where(zero, 1.0, counts), log_mean, log_theta, _everywhere)
-        return torch.where(zero, of_zero, of_others), of_zero
+    zero, of_zero = counts == 0, _of_zero(log_mean, log_theta)
+    of_others = _of_positive(torch.where(zero, 1.0, counts), log_mean, log_theta, _everywhere)
+    return torch.where(zero, of_zero, of_others), of_zero
+
+
+def _sparse_forward(nonzeros: Nonzeros, log_mean: Tensor, log_theta: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
+    """The same by the non-zero counts; f(0) is overwritten unless it is to be kept."""
+    log_theta = bounded(log_theta)
+    of_zero = _of_zero(log_mean, log_theta)
     ones, others = nonzeros.ones, nonzeros.others
-    of_one = ones.at(of_zero) + (ones.at(log_mean) - ones.at(softened))
-    value = ones.put_(of_zero.clone(), of_one)
+    means = ones.at(log_mean)
+    of_one = ones.at(of_zero) + (means - _softplus(means - ones.at(log_theta)))
+    value = ones.put_(of_zero.clone() if keep else of_zero, of_one)
     return others.put_(value, _of_positive(others.values, log_mean, log_theta, others.at)), of_zero
 
 
@@ -208,8 +216,7 @@ def _derivatives(
         return by_counts, None, None
     by_mean, by_theta = _by_mean(counts, log_mean, log_theta), None
     if wanted[2] and known is None:
-        of_zero = -log_theta.exp() * _softplus(log_mean - log_theta)
-        by_theta = _digamma_rise(counts, log_theta, _everywhere) + of_zero - by_mean
+        by_theta = _digamma_rise(counts, log_theta, _everywhere) + _of_zero(log_mean, log_theta) - by_mean
     elif wanted[2] and known is not None:
         nonzeros, of_zero = known
         by_theta = nonzeros.ones.add_(of_zero - by_mean, torch.ones_like(nonzeros.ones.values))
@@ -227,7 +234,9 @@ class _NegativeBinomial(torch.autograd.Function):
     def forward(
         counts: Tensor, log_mean: Tensor, log_theta: Tensor, nonzeros: Nonzeros | None
     ) -> tuple[Tensor, Tensor]:
-        return _forward(counts, log_mean, log_theta, nonzeros)
+        if nonzeros is None:
+            return _forward(counts, log_mean, log_theta)
+        return _sparse_forward(nonzeros, log_mean, log_theta, keep=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -290,6 +299,8 @@ def negative_binomial_log_prob(
         dtype = torch.promote_types(dtype, counts.dtype)
     counts, log_mean, log_inverse_dispersion = (argument.to(dtype) for argument in arguments)
     nonzeros = nonzeros_of(counts) if counts.shape == log_mean.shape[-2:] else None
+    if nonzeros is not None and not torch.is_grad_enabled():
+        return _sparse_forward(nonzeros, log_mean, log_inverse_dispersion, keep=False)[0]
     return _NegativeBinomial.apply(counts, log_mean, log_inverse_dispersion, nonzeros)[0]
 
 
@@ -318,9 +329,9 @@ class _Inflated(torch.autograd.Function):
 
     @staticmethod
     def forward(counts: Tensor, log_prob: Tensor, gate_logits: Tensor, nonzeros: Nonzeros | None) -> Tensor:
-        rest = torch.log1p(torch.exp(-gate_logits.abs()))
-        log_gate = gate_logits.clamp(max=0) - rest
-        positive = log_prob - gate_logits.clamp(min=0) - rest
+        rest = gate_logits.abs().neg_().exp_().log1p_()
+        log_gate = gate_logits.clamp(max=0).sub_(rest)
+        positive = (log_prob - gate_logits.clamp(min=0)).sub_(rest)
         return _at_zero(torch.logaddexp(log_gate, positive), positive, counts, nonzeros)
 
     @staticmethod

@@ -20,10 +20,12 @@ from scipy import sparse
 from torch import Tensor
 
 from genailab_pyro import plots
+from genailab_pyro.data.ahead import ahead
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.new_cells import NewCells
 from genailab_pyro.data.registration import Registration
 from genailab_pyro.estimators import Estimator
+from genailab_pyro.memory import memory_kept
 from genailab_pyro.model.particles import draw_particles, paired_traces
 from genailab_pyro.model.vae import VAE
 from genailab_pyro.train.checkpoint import read_parts, write_parts
@@ -336,12 +338,12 @@ class Fit:
         return min(max(CHUNK // per_cell, 1), 1024)
 
     def _minibatches(self, cells: Cells, per_cell: int) -> Iterator[Minibatch]:
-        return cells.minibatches(self._rows(per_cell), device=self.device, dtype=self._dtype)
+        return ahead(cells.minibatches(self._rows(per_cell), device=self.device, dtype=self._dtype))
 
     def _gathered(self, adata: AnnData | Cells | None, answer: Any, *, per_cell: int = 1) -> np.ndarray:
         cells = self.bind(adata)
         per_cell = max(per_cell, len(self.registration.genes))
-        with torch.no_grad():
+        with torch.no_grad(), memory_kept():
             return np.concatenate([answer(minibatch).cpu().numpy() for minibatch in self._minibatches(cells, per_cell)])
 
 
@@ -360,7 +362,7 @@ def _same_schema(mine: Registration, other: Registration) -> bool:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+    with torch.random.fork_rng(), pyro.get_param_store().scope(), pyro.validation_enabled(False), memory_kept():
         torch.manual_seed(seed)
         yield
 

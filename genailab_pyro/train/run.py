@@ -18,6 +18,7 @@ from torch import Tensor
 from genailab_pyro.data.ahead import ahead
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.estimators import Estimator, Handled
+from genailab_pyro.memory import memory_kept
 from genailab_pyro.model.particles import paired_traces
 from genailab_pyro.model.penalties import FreeBits, Penalty
 from genailab_pyro.model.vae import VAE
@@ -56,7 +57,7 @@ class Record:
 def own_state(seed: int) -> Iterator[None]:
     """A random state and a store of Pyro's of a run's own."""
     # Everything in a run was validated when the cells were registered and the pair checked.
-    with torch.random.fork_rng(), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+    with torch.random.fork_rng(), pyro.get_param_store().scope(), pyro.validation_enabled(False), memory_kept():
         torch.manual_seed(seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Encountered NaN")  # TrainingError says more
