@@ -1,5 +1,6 @@
 """Matrices that are mostly zero: their non-zero values by rows, and counts that know theirs."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,10 +138,17 @@ class Nonzeros(Entries):
         return _Product.apply(self, dense)
 
 
+def signed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep a function's signature, which torch looks up in every call of an autograd function."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
+
+
 class _Product(torch.autograd.Function):
     """A sparse times a dense matrix. It is linear: its derivatives are products with the same or the transposed one."""
 
     @staticmethod
+    @signed
     def forward(sparse: Nonzeros, dense: Tensor) -> Tensor:
         # Sums of weighted rows; several times as fast as torch's own sparse matrices here.
         return embedding_bag(
@@ -213,11 +221,11 @@ def nonzeros_of(counts: Tensor | None) -> Nonzeros | None:
 
 
 def counts_tensor(block: np.ndarray | sp.csr_matrix) -> Tensor:
-    """Counts as a tensor, which knows its non-zero values where they are at most half of all."""
+    """Counts as a tensor, which knows its non-zero values where they are at most three quarters of all."""
     dense = block if isinstance(block, np.ndarray) else block.toarray()
     if isinstance(block, np.ndarray):
         block = sp.csr_matrix(block)
     block.sum_duplicates()
     block.eliminate_zeros()
     counts = torch.from_numpy(dense)
-    return CountTensor.of(counts, Nonzeros.of(block)) if 2 * block.nnz <= dense.size else counts
+    return CountTensor.of(counts, Nonzeros.of(block)) if 4 * block.nnz <= 3 * dense.size else counts

@@ -112,7 +112,7 @@ class Cells:
     ) -> Minibatch:
         """Some cells as a minibatch; only these become dense.
 
-        Where at most half of the counts are not zero, its counts know these (see `genailab_pyro.sparse`).
+        Where at most three quarters of the counts are not zero, its counts know these (see `genailab_pyro.sparse`).
 
         Args:
             indices: Positions of the cells in this object.

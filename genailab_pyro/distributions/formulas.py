@@ -80,7 +80,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 from torch.overrides import handle_torch_function, has_torch_function
 
-from genailab_pyro.sparse import Nonzeros, nonzeros_of
+from genailab_pyro.sparse import Nonzeros, nonzeros_of, signed
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
@@ -231,6 +231,7 @@ class _NegativeBinomial(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @signed
     def forward(
         counts: Tensor, log_mean: Tensor, log_theta: Tensor, nonzeros: Nonzeros | None
     ) -> tuple[Tensor, Tensor]:
@@ -328,6 +329,7 @@ class _Inflated(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @signed
     def forward(counts: Tensor, log_prob: Tensor, gate_logits: Tensor, nonzeros: Nonzeros | None) -> Tensor:
         rest = gate_logits.abs().neg_().exp_().log1p_()
         log_gate = gate_logits.clamp(max=0).sub_(rest)
