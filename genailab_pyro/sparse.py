@@ -125,13 +125,20 @@ class Nonzeros(Entries):
             mapped.__dict__["transposed"] = self.transposed.map(function)
         return mapped
 
-    def to(self, *args: Any, **kwargs: Any) -> "Nonzeros":
-        """The same on another device, or of another type, as `torch.Tensor.to`."""
-        values = self.values.to(*args, **kwargs)
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, non_blocking: bool = False
+    ) -> "Nonzeros":
+        """The same on another device; ``dtype`` applies to the values."""
         columns, positions, offsets = (
-            index.to(values.device) for index in (self.columns, self.positions, self.offsets)
+            index.to(device, non_blocking=non_blocking) for index in (self.columns, self.positions, self.offsets)
         )
+        values = self.values.to(device, dtype, non_blocking=non_blocking)
         return Nonzeros(values, columns, positions, self.shape, offsets)
+
+    def pin_memory(self) -> "Nonzeros":
+        """The same in memory from which a GPU reads by itself."""
+        columns, positions, offsets = (index.pin_memory() for index in (self.columns, self.positions, self.offsets))
+        return Nonzeros(self.values.pin_memory(), columns, positions, self.shape, offsets)
 
     def __matmul__(self, dense: Float[Tensor, "columns width"]) -> Float[Tensor, "rows width"]:
         """The product with a dense matrix, on the CPU; derivatives of every order reach the dense one only."""
@@ -207,9 +214,16 @@ class CountTensor(Tensor):
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         """The same on another device, or of another type, as `torch.Tensor.to`."""
         moved = super().to(*args, **kwargs)
-        if moved is self or self.nonzeros is None:
+        nonzeros = self.nonzeros
+        if moved is self or nonzeros is None:
             return moved
-        return CountTensor.of(moved, self.nonzeros.to(*args, **kwargs))
+        blocking = kwargs.get("non_blocking", False)
+        return CountTensor.of(moved, nonzeros.to(moved.device, moved.dtype, non_blocking=blocking))
+
+    def pin_memory(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The same in memory from which a GPU reads by itself."""
+        nonzeros, pinned = self.nonzeros, super().pin_memory(*args, **kwargs)
+        return pinned if nonzeros is None else CountTensor.of(pinned, nonzeros.pin_memory())
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return repr(self.as_subclass(Tensor))

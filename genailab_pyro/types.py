@@ -39,10 +39,17 @@ class Minibatch(NamedTuple):
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Minibatch":
         """The same minibatch on another device; ``dtype`` applies to the floating-point tensors."""
         return Minibatch(
-            None if self.counts is None else self.counts.to(device, dtype),
-            self.conditions.to(device),
-            self.continuous.to(device, dtype),
-            self.library.to(device, dtype),
-            self.index.to(device),
+            None if self.counts is None else _sent(self.counts, device, dtype),
+            _sent(self.conditions, device),
+            _sent(self.continuous, device, dtype),
+            _sent(self.library, device, dtype),
+            _sent(self.index, device),
             self.num_cells,
         )
+
+
+def _sent(tensor: Tensor, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor on another device; to a GPU from pinned memory, so that nobody waits for it."""
+    if device is None or torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device, dtype)
+    return tensor.pin_memory().to(device, dtype, non_blocking=True)

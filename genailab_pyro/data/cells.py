@@ -132,14 +132,15 @@ class Cells:
         exact = np.float64 if dtype == torch.float64 else np.float32
         if values.dtype != exact:
             block = block.astype(exact)
-        return Minibatch(
-            counts_tensor(block).to(device, dtype),
-            torch.from_numpy(self.conditions[index]).to(device),
-            torch.from_numpy(self.continuous[index]).to(device, dtype),
-            torch.from_numpy(self.library[index]).to(device, dtype),
-            torch.from_numpy(index).to(device),
+        minibatch = Minibatch(
+            counts_tensor(block),
+            torch.from_numpy(self.conditions[index]),
+            torch.from_numpy(self.continuous[index]),
+            torch.from_numpy(self.library[index]),
+            torch.from_numpy(index),
             len(self),
         )
+        return minibatch.to(device, dtype)
 
     def subset(self, indices: Indices) -> "Cells":
         """Some of the cells; the counts are not copied.
