@@ -1,6 +1,6 @@
 """Cells: a registration bound to data, read as sparse minibatches in a seeded order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,6 +12,7 @@ from anndata import AnnData
 from jaxtyping import Float32, Float64, Int64, Shaped
 from torch import Tensor
 
+from genailab_pyro.data.ahead import ahead
 from genailab_pyro.data.matrix import CountMatrix, Integers, is_sparse
 from genailab_pyro.data.validation import check_names
 from genailab_pyro.sparse import counts_tensor
@@ -213,7 +214,31 @@ class Cells:
             raise ValueError(f"expected at least one cell in a minibatch, got size={size}")
         order = np.arange(len(self)) if seed is None else self._order(seed)
         starts = range(0, len(order), size)
-        return (self.take(order[start : start + size], device=device, dtype=dtype) for start in starts)
+        return self.take_each((order[start : start + size] for start in starts), device=device, dtype=dtype)
+
+    def take_each(
+        self,
+        indices: Iterable[Indices],
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Iterator[Minibatch]:
+        """Minibatches of given cells.
+
+        Where the counts are on disk or go to a GPU, each is made while the one before it is in use. (From memory to a
+        CPU that would only take turns with the step.)
+
+        Args:
+            indices: Positions of the cells of each minibatch.
+            device: Where the tensors go.
+            dtype: Of the floating-point tensors.
+
+        Returns:
+            An iterator over the minibatches.
+        """
+        minibatches = (self.take(index, device=device, dtype=dtype) for index in indices)
+        waits = self.matrix.storage == "on disk" or torch.device(device or "cpu").type != "cpu"
+        return ahead(minibatches) if waits else minibatches
 
     def counts_matrix(self) -> sp.csr_matrix:
         """The counts of all cells, as CSR of float32, shape ``[cells, genes]``, in memory."""

@@ -20,7 +20,6 @@ from scipy import sparse
 from torch import Tensor
 
 from genailab_pyro import plots
-from genailab_pyro.data.ahead import ahead
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.new_cells import NewCells
 from genailab_pyro.data.registration import Registration
@@ -338,7 +337,7 @@ class Fit:
         return min(max(CHUNK // per_cell, 1), 1024)
 
     def _minibatches(self, cells: Cells, per_cell: int) -> Iterator[Minibatch]:
-        return ahead(cells.minibatches(self._rows(per_cell), device=self.device, dtype=self._dtype))
+        return cells.minibatches(self._rows(per_cell), device=self.device, dtype=self._dtype)
 
     def _gathered(self, adata: AnnData | Cells | None, answer: Any, *, per_cell: int = 1) -> np.ndarray:
         cells = self.bind(adata)

@@ -15,14 +15,12 @@ from pyro.infer import SVI
 from pyro.poutine import Trace
 from torch import Tensor
 
-from genailab_pyro.data.ahead import ahead
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.estimators import Estimator, Handled
 from genailab_pyro.memory import memory_kept
 from genailab_pyro.model.particles import paired_traces
 from genailab_pyro.model.penalties import FreeBits, Penalty
 from genailab_pyro.model.vae import VAE
-from genailab_pyro.sparse import nonzeros_of
 from genailab_pyro.train.objective import Objective, Terms
 from genailab_pyro.train.optim import ModuleOptim
 from genailab_pyro.train.schedules import LEARNING_RATES, Annealed
@@ -142,7 +140,7 @@ class Run:
         self.vae.train()
         self.objective.steps.clear()
         norms: list[float] = []
-        for minibatch in ahead(map(self._take, self._order())):
+        for minibatch in self.train_cells.take_each(self._order(), device=self.device, dtype=self.dtype):
             factor = self.step(minibatch)
             norms.append(self.optim.gradient_norm / len(self.train_cells))
         record.epoch += 1
@@ -172,13 +170,6 @@ class Run:
         self.svi.step(minibatch)
         record.step += 1
         return factor
-
-    def _take(self, index: np.ndarray) -> Minibatch:
-        minibatch = self.train_cells.take(index, device=self.device, dtype=self.dtype)
-        nonzeros = nonzeros_of(minibatch.counts)
-        if nonzeros is not None and self.device.type == "cpu":
-            _ = nonzeros.transposed  # found beside the step before, not in the gradient
-        return minibatch
 
     def _order(self) -> list[np.ndarray]:
         # Minibatches whose sizes differ by one cell at most, in an order that only the seed and the epoch decide.
