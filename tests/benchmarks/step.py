@@ -9,6 +9,7 @@ that these come to here. Arguments are validated in none.
 import copy
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro.infer import SVI, Trace_ELBO
@@ -28,14 +29,16 @@ from genailab_pyro.report.terminal import console, say
 from genailab_pyro.train.optim import ModuleOptim
 from genailab_pyro.train.run import Run, own_state
 from genailab_pyro.types import Minibatch
+from tests.benchmarks.options import Options
 from tests.benchmarks.timing import Timings, alternate
 
+ROUNDS, THREADS = 200, 1
 BY_HAND, INLINED, STOCK = "torch by hand", "torch by hand, inlined", "Pyro's SVI, ClippedAdam"
 TRAINING = glp.Training(
     validation_fraction=0.0, max_epochs=1000, learning_rate_schedule="constant", warmup=glp.Warmup(shape="constant")
 )
 Step = Callable[[Minibatch], object]
-Loss = Callable[[VAE, Minibatch], Tensor]
+Loss = Callable[[Any, Minibatch], Tensor]
 
 
 def our_step(vae: VAE, cells: Cells, estimator: str = "pathwise") -> Step:
@@ -77,7 +80,7 @@ def inlined_loss(vae: VAE, minibatch: Minibatch) -> Tensor:
     return minibatch.num_cells / minibatch.size * (kl - log_likelihood.sum())
 
 
-def step_by_hand(vae: VAE, cells: Cells, loss_of: Loss = loss_by_hand) -> Step:
+def step_by_hand(vae: nn.Module, cells: Cells, loss_of: Loss = loss_by_hand) -> Step:
     """The body of a loop as it is written in torch: loss, gradient, clip, fused step."""
     vae.train()
     parameters = [*vae.parameters()]
@@ -152,11 +155,12 @@ def show(timings: Timings, title: str) -> None:
     console().print(table)
 
 
-def run(rounds: int) -> None:
+def run(options: Options) -> None:
     """Measure and print, at the standard size and on the embedded cells."""
-    simulated = glp.register(glp.data.simulate(10_000, 2_000, seed=0).adata)
-    for cells in (simulated, glp.register(glp.data.pbmc68k())):
+    sizes = (256, 50) if options.small else (10_000, 2_000)
+    simulated = glp.register(glp.data.simulate(*sizes, seed=0).adata)
+    for cells in (simulated,) if options.small else (simulated, glp.register(glp.data.pbmc68k())):
         size = f"{len(cells):,} cells x {len(cells.registration.genes):,} genes, minibatch {TRAINING.minibatch_size}"
-        for estimators, times in ((False, rounds), (True, max(rounds // 4, 1))):
+        for estimators, times in ((False, options.rounds), (True, max(options.rounds // 4, 1))):
             what = "each estimator (as declared: several have 8 draws per cell)" if estimators else "one draw per cell"
             show(measure(cells, estimators=estimators, rounds=times), f"Training step, {what}: {size}")

@@ -1,13 +1,13 @@
 """Times of things that are to be compared, taken in turn so that a busy machine slows all of them alike."""
 
-import ctypes
 import gc
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+
+from genailab_pyro.memory import memory_kept
 
 
 @dataclass(frozen=True)
@@ -38,33 +38,25 @@ class Timings:
         return Ratio(float(median), float(low), float(high))
 
 
-def keep_memory() -> None:
-    """Let the C library keep what is freed, where it is glibc.
-
-    Whether it gives memory back and asks for it again in each step is a matter of chance, and costs up to a fifth of a
-    step of one contender and nothing of another.
-    """
-    if sys.platform == "linux":
-        library = ctypes.CDLL(None)
-        if hasattr(library, "mallopt"):
-            for option in (-1, -3):  # the thresholds above which it trims, and maps
-                library.mallopt(option, 1 << 30)
+class Seconds(float):
+    """What a contender returns that times itself, where a call holds more than what is compared."""
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int, repeats: int = 2, warmup: int = 5
+    contenders: Mapping[str, Callable[[], object]], *, rounds: int, repeats: int = 2, warmup: int = 5, settle: int = 1
 ) -> Timings:
     """Time each contender in every round, in an order that is drawn anew for each.
 
-    The first call of a turn is not timed: it finds the caches as another contender has left them.
+    The first call of a turn is not timed: it finds the caches as another contender has left them. In all turns the C
+    library keeps what is freed, which some contenders ask of it by themselves.
 
     Args:
         contenders: What is timed, by name.
         rounds: How often each is timed.
         repeats: How many calls make one time.
         warmup: Calls of each before the first round.
+        settle: Calls at the beginning of a turn that are not timed; none for calls that are long by themselves.
     """
-    keep_memory()
     for contender in contenders.values():
         for _ in range(warmup):
             contender()
@@ -75,8 +67,10 @@ def alternate(
     try:
         for _ in range(rounds):
             for name in order.permutation(names):
-                contenders[name]()
-                seconds[name].append(_seconds(contenders[name], repeats))
+                with memory_kept():
+                    for _ in range(settle):
+                        contenders[name]()
+                    seconds[name].append(_seconds(contenders[name], repeats))
             gc.collect()
     finally:
         gc.enable()
@@ -84,7 +78,9 @@ def alternate(
 
 
 def _seconds(contender: Callable[[], object], repeats: int) -> float:
-    begun = time.perf_counter()
+    total = 0.0
     for _ in range(repeats):
-        contender()
-    return (time.perf_counter() - begun) / repeats
+        begun = time.perf_counter()
+        result = contender()
+        total += result if isinstance(result, Seconds) else time.perf_counter() - begun
+    return total / repeats
