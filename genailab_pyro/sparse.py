@@ -1,6 +1,7 @@
 """Matrices that are mostly zero: their non-zero values by rows, and counts that know theirs."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,7 +53,7 @@ class Entries:
         """Write other values into a contiguous tensor here; returns it."""
         lead = tensor.shape[:-2]
         positions, values = (item.expand(*lead, len(self.values)) for item in (self.positions, values))
-        tensor.view(*lead, -1).scatter_(-1, positions, values)
+        tensor.view(*lead, math.prod(self.shape)).scatter_(-1, positions, values)
         return tensor
 
     def add_(
@@ -61,7 +62,7 @@ class Entries:
         """Add other values to a contiguous tensor here; returns it."""
         lead = tensor.shape[:-2]
         positions, values = (item.expand(*lead, len(self.values)) for item in (self.positions, values))
-        tensor.view(*lead, -1).scatter_add_(-1, positions, values)
+        tensor.view(*lead, math.prod(self.shape)).scatter_add_(-1, positions, values)
         return tensor
 
     def where(self, chosen: Tensor) -> "Entries":
@@ -99,8 +100,9 @@ class Nonzeros(Entries):
     @cached_property
     def transposed(self) -> "Nonzeros":
         """Those of the transposed matrix, on the CPU."""
-        arrays = (item.numpy() for item in (self.values, self.columns, self.offsets))
-        columns = sp.csr_matrix(tuple(arrays), shape=self.shape, copy=False).tocsc()
+        with torch._C._DisableFuncTorch():  # inside a transform too, these are ordinary tensors
+            arrays = tuple(item.numpy() for item in (self.values, self.columns, self.offsets))
+        columns = sp.csr_matrix(arrays, shape=self.shape, copy=False).tocsc()
         rows = sp.csr_matrix((columns.data, columns.indices, columns.indptr), shape=self.shape[::-1], copy=False)
         return Nonzeros.of(rows)
 
@@ -141,7 +143,13 @@ class Nonzeros(Entries):
         return Nonzeros(self.values.pin_memory(), columns, positions, self.shape, offsets)
 
     def __matmul__(self, dense: Float[Tensor, "columns width"]) -> Float[Tensor, "rows width"]:
-        """The product with a dense matrix, on the CPU; derivatives of every order reach the dense one only."""
+        """The product with a dense matrix, on the CPU; derivatives of every order reach the dense one only.
+
+        Raises:
+            ValueError: If the dense matrix does not have a row for each column.
+        """
+        if dense.shape[0] != self.shape[1]:
+            raise ValueError(f"expected a matrix of {self.shape[1]} rows, got shape {list(dense.shape)}")
         return _Product.apply(self, dense)
 
 
@@ -203,13 +211,17 @@ class CountTensor(Tensor):
     def of(cls, dense: Tensor, nonzeros: Nonzeros) -> "CountTensor":
         """A tensor and the non-zero values that it has."""
         counts = dense.as_subclass(cls)
-        counts._nonzeros, counts._made = nonzeros, dense._version
+        counts._nonzeros, counts._made = nonzeros, counts._changes
         return counts
 
     @property
     def nonzeros(self) -> Nonzeros | None:
         """The non-zero values; None if the tensor was changed in place since it was made."""
-        return self._nonzeros if self._version == self._made else None
+        return self._nonzeros if self._changes == self._made else None
+
+    @property
+    def _changes(self) -> int:
+        return 0 if self.is_inference() else self._version  # inference tensors do not count theirs
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
         """The same on another device, or of another type, as `torch.Tensor.to`."""
@@ -224,6 +236,16 @@ class CountTensor(Tensor):
         """The same in memory from which a GPU reads by itself."""
         nonzeros, pinned = self.nonzeros, super().pin_memory(*args, **kwargs)
         return pinned if nonzeros is None else CountTensor.of(pinned, nonzeros.pin_memory())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        plain = self.as_subclass(Tensor).clone()
+        return memo.setdefault(id(self), plain if self.nonzeros is None else CountTensor.of(plain, self.nonzeros))
+
+    def __copy__(self) -> Tensor:
+        return self.view_as(self) if self.nonzeros is None else CountTensor.of(self.view_as(self), self.nonzeros)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return repr(self.as_subclass(Tensor))

@@ -135,6 +135,11 @@ def _log1p(x: Tensor) -> Tensor:
     return torch.log1p(x.clamp(min=torch.finfo(x.dtype).eps - 1))
 
 
+def _times(temporary: Tensor, factor: Tensor) -> Tensor:
+    """The product, in place of a temporary of its shape where nothing is recorded."""
+    return temporary * factor if torch.is_grad_enabled() else temporary.mul_(factor)
+
+
 Gather = Callable[[Tensor], Tensor]
 
 
@@ -162,30 +167,20 @@ def _of_positive(counts: Tensor, log_mean: Tensor, log_theta: Tensor, at: Gather
 
 
 def _of_zero(log_mean: Tensor, log_theta: Tensor) -> Tensor:
-    return _softplus(log_mean - log_theta).mul_(-log_theta.exp())
+    return _times(_softplus(log_mean - log_theta), -log_theta.exp())
 
 
-def _forward(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> tuple[Tensor, Tensor]:
-    """``f(x)`` and ``f(0)``."""
+def _forward(counts: Tensor, log_mean: Tensor, log_theta: Tensor, nonzeros: Nonzeros | None) -> Tensor:
     log_theta = bounded(log_theta)
-    zero, of_zero = counts == 0, _of_zero(log_mean, log_theta)
-    of_others = _of_positive(torch.where(zero, 1.0, counts), log_mean, log_theta, _everywhere)
-    return torch.where(zero, of_zero, of_others), of_zero
-
-
-def _sparse_forward(nonzeros: Nonzeros, log_mean: Tensor, log_theta: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
-    """The same by the non-zero counts; f(0) is overwritten unless it is to be kept."""
-    log_theta = bounded(log_theta)
-    of_zero = _of_zero(log_mean, log_theta)
+    value = _of_zero(log_mean, log_theta)
+    if nonzeros is None:
+        zero = counts == 0
+        of_others = _of_positive(torch.where(zero, 1.0, counts), log_mean, log_theta, _everywhere)
+        return torch.where(zero, value, of_others)
     ones, others = nonzeros.ones, nonzeros.others
     means = ones.at(log_mean)
-    of_one = ones.at(of_zero) + (means - _softplus(means - ones.at(log_theta)))
-    value = ones.put_(of_zero.clone() if keep else of_zero, of_one)
-    return others.put_(value, _of_positive(others.values, log_mean, log_theta, others.at)), of_zero
-
-
-def _by_mean(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
-    return torch.addcmul(counts, counts + log_theta.exp(), torch.sigmoid(log_mean - log_theta), value=-1)
+    of_one = ones.at(value) + (means - _softplus(means - ones.at(log_theta)))
+    return others.put_(ones.put_(value, of_one), _of_positive(others.values, log_mean, log_theta, others.at))
 
 
 def _digamma_rise(counts: Tensor, log_theta: Tensor, at: Gather) -> Tensor:
@@ -200,59 +195,64 @@ def _by_counts(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
     return gamma + logsigmoid(log_mean - log_theta)
 
 
-def _derivatives(
-    arguments: Sequence[Tensor],
-    wanted: Sequence[bool],
-    known: tuple[Nonzeros, Tensor] | None = None,
-) -> tuple[Tensor | None, ...]:
-    """Derivatives with respect to counts, log mu and log theta, each None where it is not wanted.
-
-    Of differentiable operations unless the non-zero counts and ``f(0)`` are known.
-    """
+def _derivatives(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Derivatives with respect to counts, log mu and log theta, each None where it is not wanted."""
     counts, log_mean = arguments[:2]
     log_theta = bounded(arguments[2])
     by_counts = _by_counts(counts, log_mean, log_theta) if wanted[0] else None
     if not (wanted[1] or wanted[2]):
         return by_counts, None, None
-    by_mean, by_theta = _by_mean(counts, log_mean, log_theta), None
-    if wanted[2] and known is None:
-        by_theta = _digamma_rise(counts, log_theta, _everywhere) + _of_zero(log_mean, log_theta) - by_mean
-    elif wanted[2] and known is not None:
-        nonzeros, of_zero = known
-        by_theta = nonzeros.ones.add_(of_zero - by_mean, torch.ones_like(nonzeros.ones.values))
-        others = nonzeros.others
-        by_theta = others.add_(by_theta, _digamma_rise(others.values, log_theta, others.at))
+    by_mean = counts - (counts + log_theta.exp()) * torch.sigmoid(log_mean - log_theta)
+    if not wanted[2]:
+        return by_counts, by_mean, None
+    by_theta = _digamma_rise(counts, log_theta, _everywhere) + _of_zero(log_mean, log_theta) - by_mean
     return by_counts, by_mean if wanted[1] else None, by_theta
 
 
+def _sparse_derivatives(
+    nonzeros: Nonzeros, log_mean: Tensor, log_theta: Tensor, value: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """The same, by the non-zero counts and f(x); nothing of it can be derived again."""
+    log_theta = bounded(log_theta)
+    odds = torch.sigmoid_(log_mean - log_theta)
+    raised = nonzeros.values * (1 - nonzeros.at(odds))
+    by_mean = nonzeros.add_(odds.mul_(-log_theta.exp()), raised)
+    if not wanted[2]:
+        return None, by_mean, None
+    by_theta = value - by_mean
+    ones, others = nonzeros.ones, nonzeros.others
+    rises = ((ones, 1.0), (others, _digamma_rise(others.values, log_theta, others.at)))
+    for entries, rise in rises:
+        of_zero = _of_zero(entries.at(log_mean), entries.at(log_theta))
+        entries.put_(by_theta, of_zero + rise - entries.at(by_mean))
+    return None, by_mean if wanted[1] else None, by_theta
+
+
 class _NegativeBinomial(torch.autograd.Function):
-    """``f(x)`` with its closed-form derivative, and ``f(0)``; arguments broadcast and share one dtype."""
+    """The log-probability with its closed-form derivative; arguments broadcast and share one dtype."""
 
     generate_vmap_rule = True
 
     @staticmethod
     @signed
-    def forward(
-        counts: Tensor, log_mean: Tensor, log_theta: Tensor, nonzeros: Nonzeros | None
-    ) -> tuple[Tensor, Tensor]:
-        if nonzeros is None:
-            return _forward(counts, log_mean, log_theta)
-        return _sparse_forward(nonzeros, log_mean, log_theta, keep=True)
+    def forward(counts: Tensor, log_mean: Tensor, log_theta: Tensor, nonzeros: Nonzeros | None) -> Tensor:
+        return _forward(counts, log_mean, log_theta, nonzeros)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         *arguments, ctx.nonzeros = inputs
-        of_zero = output[1]
-        ctx.mark_non_differentiable(of_zero)
-        ctx.save_for_backward(*arguments, of_zero)
+        ctx.save_for_backward(*arguments, output)
         ctx.save_for_forward(*arguments)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        *arguments, of_zero = ctx.saved_tensors
-        # A derivative that is itself to be derived is taken in the dense form.
-        known = None if ctx.nonzeros is None or torch.is_grad_enabled() else (ctx.nonzeros, of_zero)
-        parts = _derivatives(arguments, ctx.needs_input_grad, known)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        counts, log_mean, log_theta, value = ctx.saved_tensors
+        wanted, arguments = ctx.needs_input_grad, (counts, log_mean, log_theta)
+        # A derivative that is itself to be derived, or is by the counts, is taken in the dense form.
+        if ctx.nonzeros is None or torch.is_grad_enabled() or wanted[0]:
+            parts = _derivatives(arguments, wanted)
+        else:
+            parts = _sparse_derivatives(ctx.nonzeros, log_mean, log_theta, value, wanted)
         found = (
             None if part is None else (gradient * part).sum_to_size(argument.shape)
             for argument, part in zip(arguments, parts, strict=True)
@@ -260,10 +260,16 @@ class _NegativeBinomial(torch.autograd.Function):
         return *found, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, None]:
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         parts = _derivatives(ctx.saved_tensors, [tangent is not None for tangent in tangents[:3]])
         pairs = zip(tangents[:3], parts, strict=True)
-        return reduce(torch.add, (a * b for a, b in pairs if a is not None and b is not None)), None
+        return reduce(torch.add, (a * b for a, b in pairs if a is not None and b is not None))
+
+
+def _usable(counts: Tensor, whole: Tensor, other: Tensor) -> Nonzeros | None:
+    """The non-zero values of counts, where the result has their rows and columns and one argument has its shape."""
+    shape = torch.broadcast_shapes(counts.shape, whole.shape, other.shape)
+    return nonzeros_of(counts) if counts.shape == shape[-2:] and whole.shape == shape else None
 
 
 def negative_binomial_log_prob(
@@ -298,28 +304,30 @@ def negative_binomial_log_prob(
     dtype = torch.promote_types(log_mean.dtype, log_inverse_dispersion.dtype)
     if counts.is_floating_point():
         dtype = torch.promote_types(dtype, counts.dtype)
-    counts, log_mean, log_inverse_dispersion = (argument.to(dtype) for argument in arguments)
-    nonzeros = nonzeros_of(counts) if counts.shape == log_mean.shape[-2:] else None
-    if nonzeros is not None and not torch.is_grad_enabled():
-        return _sparse_forward(nonzeros, log_mean, log_inverse_dispersion, keep=False)[0]
-    return _NegativeBinomial.apply(counts, log_mean, log_inverse_dispersion, nonzeros)[0]
+    # A conversion that changes nothing would still wrap the counts, inside a transform.
+    counts, log_mean, log_inverse_dispersion = (
+        argument if argument.dtype == dtype else argument.to(dtype) for argument in arguments
+    )
+    nonzeros = _usable(counts, log_mean, log_inverse_dispersion)
+    if nonzeros is not None:
+        log_mean = log_mean.contiguous()
+    return _NegativeBinomial.apply(counts, log_mean, log_inverse_dispersion, nonzeros)
 
 
 def _at_zero(of_zero: Tensor, of_others: Tensor | float, counts: Tensor, nonzeros: Nonzeros | None) -> Tensor:
     """The first where the count is zero, the second elsewhere."""
     if nonzeros is None:
         return torch.where(counts == 0, of_zero, of_others)
-    found = nonzeros.at(of_others) if isinstance(of_others, Tensor) else torch.full_like(nonzeros.values, of_others)
-    return nonzeros.put_(of_zero, found)
+    return nonzeros.put_(of_zero, nonzeros.at(torch.as_tensor(of_others, dtype=of_zero.dtype, device=of_zero.device)))
 
 
 def _inflated_derivatives(
     counts: Tensor, log_prob: Tensor, gate_logits: Tensor, nonzeros: Nonzeros | None = None
 ) -> tuple[Tensor, Tensor]:
     """Derivatives with respect to f and the gate's logits."""
-    closed = torch.sigmoid(-gate_logits)
     by_log_prob = _at_zero(torch.sigmoid(log_prob - gate_logits), 1.0, counts, nonzeros)
-    by_gate = closed * torch.sigmoid(gate_logits - log_prob) * -torch.expm1(log_prob)
+    by_gate = _times(torch.sigmoid(gate_logits - log_prob), torch.sigmoid(-gate_logits))
+    by_gate = _times(by_gate, -torch.expm1(log_prob))
     return by_log_prob, _at_zero(by_gate, -torch.sigmoid(gate_logits), counts, nonzeros)
 
 
@@ -377,5 +385,7 @@ def inflated_log_prob(
     if has_torch_function(arguments):
         return handle_torch_function(inflated_log_prob, arguments, *arguments)
     gate_logits = gate_logits.to(log_prob.dtype)
-    whole = counts.shape == log_prob.shape[-2:] == gate_logits.shape[-2:]
-    return _Inflated.apply(counts, log_prob, gate_logits, nonzeros_of(counts) if whole else None)
+    nonzeros = _usable(counts, log_prob, gate_logits)
+    if nonzeros is not None:
+        log_prob, gate_logits = log_prob.contiguous(), gate_logits.contiguous()
+    return _Inflated.apply(counts, log_prob, gate_logits, nonzeros)
