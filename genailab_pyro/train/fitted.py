@@ -334,7 +334,7 @@ class Fit:
         return next(self.vae.parameters()).dtype
 
     def _rows(self, per_cell: int) -> int:
-        return min(max(CHUNK // per_cell, 1), 1024)
+        return min(max(CHUNK // per_cell, 1), 512)
 
     def _minibatches(self, cells: Cells, per_cell: int) -> Iterator[Minibatch]:
         return cells.minibatches(self._rows(per_cell), device=self.device, dtype=self._dtype)
