@@ -67,7 +67,11 @@ class Entries:
 
     def where(self, chosen: Tensor) -> "Entries":
         """Those that a mask chooses."""
-        return Entries(self.values[chosen], self.columns[chosen], self.positions[chosen], self.shape)
+        index = chosen.nonzero().squeeze(-1)
+        values, columns, positions = (
+            item.index_select(0, index) for item in (self.values, self.columns, self.positions)
+        )
+        return Entries(values, columns, positions, self.shape)
 
 
 @dataclass(frozen=True, eq=False)
