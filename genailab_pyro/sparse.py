@@ -51,19 +51,23 @@ class Entries:
         self, tensor: Float[Tensor, "*lead rows columns"], values: Float[Tensor, "*#lead entries"]
     ) -> Float[Tensor, "*lead rows columns"]:
         """Write other values into a contiguous tensor here; returns it."""
-        lead = tensor.shape[:-2]
-        positions, values = (item.expand(*lead, len(self.values)) for item in (self.positions, values))
-        tensor.view(*lead, math.prod(self.shape)).scatter_(-1, positions, values)
+        flat, positions, values = self._laid_out(tensor, values)
+        flat.scatter_(-1, positions, values)
         return tensor
 
     def add_(
         self, tensor: Float[Tensor, "*lead rows columns"], values: Float[Tensor, "*#lead entries"]
     ) -> Float[Tensor, "*lead rows columns"]:
         """Add other values to a contiguous tensor here; returns it."""
+        flat, positions, values = self._laid_out(tensor, values)
+        flat.scatter_add_(-1, positions, values)
+        return tensor
+
+    def _laid_out(self, tensor: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """A view of a tensor row after row, with the positions and values repeated over what is in front."""
         lead = tensor.shape[:-2]
         positions, values = (item.expand(*lead, len(self.values)) for item in (self.positions, values))
-        tensor.view(*lead, math.prod(self.shape)).scatter_add_(-1, positions, values)
-        return tensor
+        return tensor.view(*lead, math.prod(self.shape)), positions, values
 
     def where(self, chosen: Tensor) -> "Entries":
         """Those that a mask chooses."""

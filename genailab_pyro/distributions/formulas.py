@@ -161,9 +161,9 @@ def _of_positive(counts: Tensor, log_mean: Tensor, log_theta: Tensor, at: Gather
     beyond = log_mean - held
     mean = held.exp()
     difference = counts - mean
-    by_counts = _log1p((theta / total) * (difference / mean)) - beyond.clamp(max=0)
-    by_theta = _log1p(-difference / total) + beyond.clamp(min=0)
-    return -(counts * by_counts + theta * by_theta) - constants
+    log_counts_ratio = _log1p((theta / total) * (difference / mean)) - beyond.clamp(max=0)
+    log_total_ratio = _log1p(-difference / total) + beyond.clamp(min=0)
+    return -(counts * log_counts_ratio + theta * log_total_ratio) - constants
 
 
 def _of_zero(log_mean: Tensor, log_theta: Tensor) -> Tensor:
@@ -214,9 +214,9 @@ def _sparse_derivatives(
 ) -> tuple[Tensor | None, ...]:
     """The same, by the non-zero counts and f(x); nothing of it can be derived again."""
     log_theta = bounded(log_theta)
-    odds = torch.sigmoid_(log_mean - log_theta)
-    raised = nonzeros.values * (1 - nonzeros.at(odds))
-    by_mean = nonzeros.add_(odds.mul_(-log_theta.exp()), raised)
+    share = torch.sigmoid_(log_mean - log_theta)
+    raised = nonzeros.values * (1 - nonzeros.at(share))
+    by_mean = nonzeros.add_(share.mul_(-log_theta.exp()), raised)
     if not wanted[2]:
         return None, by_mean, None
     by_theta = value - by_mean
@@ -282,7 +282,7 @@ def negative_binomial_log_prob(
     The arguments broadcast, and what depends on some of them only is computed once: with counts
     ``[cells, genes]`` and inverse dispersions ``[genes]``, a leading particle dimension of the
     mean repeats no gamma function. Counts that know their non-zero values (`CountTensor`, as minibatches hold them)
-    take gamma functions at these alone, with the same result. Derivatives of every order, ``torch.func`` transforms
+    take gamma functions at those above one alone, with the same result. Derivatives of every order, ``torch.func`` transforms
     and tensor subclasses (``__torch_function__``) work.
 
     Args:
