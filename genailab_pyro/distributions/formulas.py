@@ -282,8 +282,8 @@ def negative_binomial_log_prob(
     The arguments broadcast, and what depends on some of them only is computed once: with counts
     ``[cells, genes]`` and inverse dispersions ``[genes]``, a leading particle dimension of the
     mean repeats no gamma function. Counts that know their non-zero values (`CountTensor`, as minibatches hold them)
-    take gamma functions at those above one alone, with the same result. Derivatives of every order, ``torch.func`` transforms
-    and tensor subclasses (``__torch_function__``) work.
+    take gamma functions at those above one alone, with the same result. Derivatives of every order, ``torch.func``
+    transforms and tensor subclasses (``__torch_function__``) work.
 
     Args:
         counts: Counts, non-negative whole numbers; not checked.
