@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -38,7 +38,11 @@ class Entries:
             tensor: Shape ``[..., rows, columns]``; it is broadcast over rows and columns, and may have further
                 dimensions in front.
         """
+        if tensor.dim() == 0:
+            return tensor.expand(len(self.values))
         whole = tensor.shape[-2:]
+        if len(whole) == 2 and whole[1] == 1:
+            return tensor.squeeze(-1).expand(*tensor.shape[:-2], self.shape[0]).index_select(-1, self.rows)
         if len(whole) < 2 or whole[0] == 1:
             row = tensor if len(whole) < 2 else tensor.squeeze(-2)
             return row.expand(*row.shape[:-1], self.shape[1]).index_select(-1, self.columns)
@@ -69,13 +73,32 @@ class Entries:
         positions, values = (item.expand(*lead, len(self.values)) for item in (self.positions, values))
         return tensor.view(*lead, math.prod(self.shape)), positions, values
 
-    def where(self, chosen: Tensor) -> "Entries":
-        """Those that a mask chooses."""
-        index = chosen.nonzero().squeeze(-1)
-        values, columns, positions = (
-            item.index_select(0, index) for item in (self.values, self.columns, self.positions)
-        )
-        return Entries(values, columns, positions, self.shape)
+    def sum_to_size(self, values: Float[Tensor, "*lead entries"], shape: Sequence[int]) -> Float[Tensor, "..."]:
+        """The matrix that has other values here, summed to a shape that is broadcast to its own."""
+        lead = values.shape[:-1]
+        if len(shape) and math.prod(shape) == shape[-1] == self.shape[1]:
+            return (
+                values.new_zeros(shape[-1])
+                .index_add_(0, self.columns, values.sum_to_size(values.shape[-1:]))
+                .view(shape)
+            )
+        return self.put_(values.new_zeros(*lead, *self.shape), values).sum_to_size(shape)
+
+    @property
+    def rows(self) -> Int[Tensor, " entries"]:
+        """The row of each, shape ``[entries]``."""
+        return self.positions // self.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Entries):
+    """Some of the entries of a matrix.
+
+    Attributes:
+        index: Which of them, shape ``[entries]``.
+    """
+
+    index: Int[Tensor, " entries"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,14 +138,11 @@ class Nonzeros(Entries):
         return Nonzeros.of(rows)
 
     @cached_property
-    def ones(self) -> Entries:
-        """Those that are one."""
-        return self.where(self.values == 1)
-
-    @cached_property
-    def others(self) -> Entries:
+    def others(self) -> Part:
         """Those that are not one."""
-        return self.where(self.values != 1)
+        index = (self.values != 1).nonzero().squeeze(-1)
+        values, columns, positions = (item[index] for item in (self.values, self.columns, self.positions))
+        return Part(values, columns, positions, self.shape, index)
 
     def dense(self) -> Float[Tensor, "rows columns"]:
         """The matrix with its zeros."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from genailab_pyro.nn import MLP, InputLayer
-from genailab_pyro.sparse import CountTensor, Entries, Nonzeros, counts_tensor, nonzeros_of
+from genailab_pyro.sparse import CountTensor, Nonzeros, counts_tensor, nonzeros_of
 
 ROWS, COLUMNS = 4, 5
 MOST = 0.75  # of the values are not zero where a tensor knows which
@@ -85,24 +85,33 @@ class TestEntries:
         assert result is tensor
         assert torch.equal(tensor, expected)
 
-    @pytest.mark.parametrize("index_type", [np.int32, np.int64])
-    def test_where_keeps_those_that_are_chosen(self, index_type):
-        matrix, found = np.array(MATRICES["mixed"]), nonzeros(index_type=index_type)
-        chosen = found.where(found.values > 1)
-        assert type(chosen) is Entries
-        assert chosen.shape == found.shape
-        tensor = draws(2, ROWS, COLUMNS)
-        assert torch.equal(chosen.at(tensor), tensor[(..., *places(matrix > 1))])
-        assert torch.equal(chosen.values, torch.tensor(matrix[matrix > 1], dtype=torch.float64))
+    @matrices
+    @pytest.mark.parametrize("lead", [(), (3,), (2, 3)], ids=str)
+    @pytest.mark.parametrize("to", ["nothing", "a number", "rows", "columns", "the last of leads", "all"])
+    def test_values_are_summed_to_a_shape(self, matrix, lead, to):
+        found, (rows, columns) = nonzeros(matrix), matrix.shape
+        shape = {
+            "nothing": (),
+            "a number": (1,),
+            "rows": (rows, 1),
+            "columns": (columns,),
+            "the last of leads": (*lead[-1:], 1, columns),
+            "all": (*lead, rows, columns),
+        }[to]
+        values = draws(*lead, len(found.values))
+        whole = found.put_(torch.zeros(*lead, rows, columns, dtype=torch.float64), values)
+        torch.testing.assert_close(found.sum_to_size(values, shape), whole.sum_to_size(shape), rtol=1e-14, atol=1e-14)
 
     @matrices
-    def test_ones_and_others_are_all_of_them(self, matrix):
-        found, zeros = nonzeros(matrix), torch.zeros(matrix.shape, dtype=torch.float64)
-        assert (found.ones.values == 1).all()
-        assert not (found.others.values == 1).any()
-        for part in (found.ones, found.others):
-            part.add_(zeros, part.values)
-        np.testing.assert_array_equal(zeros, matrix)
+    @index_types
+    def test_others_are_those_that_are_not_one(self, matrix, index_type):
+        found = nonzeros(matrix, index_type)
+        others, expected = found.others, matrix[matrix > 1]
+        np.testing.assert_array_equal(others.values, expected)
+        assert torch.equal(found.values[others.index], others.values)
+        assert torch.equal(found.columns[others.index], others.columns)
+        tensor = draws(2, *matrix.shape)
+        assert torch.equal(others.at(tensor), tensor[(..., *places(matrix > 1))])
 
 
 class TestNonzeros:
@@ -139,21 +148,21 @@ class TestNonzeros:
         mapped = found.map(torch.log1p)
         assert torch.equal(mapped.dense(), matrix.log1p())
         assert torch.equal(mapped.transposed.dense(), matrix.T.log1p())
-        assert torch.equal(mapped.map(torch.expm1).ones.values, torch.ones(3, dtype=torch.float64))
+        torch.testing.assert_close(mapped.map(torch.exp).others.values, 1 + found.values)
         assert torch.equal(found.dense(), matrix)
 
-    def test_a_function_of_values_does_not_keep_the_ones_of_the_old(self):
+    def test_a_function_of_values_does_not_keep_the_others_of_the_old(self):
         found = nonzeros()
-        assert len(found.ones.values) == 3
-        doubled = found.map(lambda values: values / 2)
-        assert torch.equal(doubled.ones.values, torch.ones(1, dtype=torch.float64))
-        assert torch.equal(doubled.ones.positions, torch.tensor([1]))
+        assert len(found.others.values) == 4
+        halved = found.map(lambda values: values / 2)
+        assert torch.equal(halved.others.values, torch.tensor([0.5, 1.5, 0.5, 0.5, 3.5, 2.0], dtype=torch.float64))
+        assert torch.equal(halved.others.index, torch.tensor([1, 2, 3, 4, 5, 6]))
 
     def test_of_another_type_the_places_stay(self):
         found = nonzeros()
-        assert found.ones.values.dtype == torch.float64
+        assert found.others.values.dtype == torch.float64
         single = found.to(dtype=torch.float32)
-        assert single.values.dtype == single.ones.values.dtype == single.dense().dtype == torch.float32
+        assert single.values.dtype == single.others.values.dtype == single.dense().dtype == torch.float32
         assert single.positions.dtype == found.positions.dtype
         assert torch.equal(single.dense().double(), found.dense())
 

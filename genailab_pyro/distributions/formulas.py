@@ -13,15 +13,16 @@ is ``mu + mu^2 / theta`` and, with ``G`` the gamma function,
 
     f(0) = -theta s,    f(1) = f(0) + log mu - s.
 
-Most counts are zero, most others are one, and gamma functions are what a log-probability costs; so they are taken at
-the remaining counts alone, where it is known which these are.
+Most counts are zero and most others are one. Where it is known which (`CountTensor`), the log-probability of all genes
+of a cell is a sum over what is cheap, ``f(0)`` everywhere, which the few non-zero counts then replace; gamma functions,
+which are what a log-probability costs, are taken at counts of two and more alone.
 
-**Other counts.** As it stands the formula subtracts numbers of size ``theta log theta`` and ``x log x``, and in single
-precision nothing is left of a result near -2 once theta exceeds about 1e5: values above zero appear. Stirling's
-formula, ``log G(y + 1) = (y + 1/2) log y - y + log(2 pi)/2 + e(y)``, removes these by hand (Loader 2000): with
-``n = x + theta``,
+**Counts of two and more.** As it stands the formula subtracts numbers of size ``theta log theta`` and ``x log x``, and
+in single precision nothing is left of a result near -2 once theta exceeds about 1e5: values above zero appear.
+Stirling's formula, ``log G(y + 1) = (y + 1/2) log y - y + log(2 pi)/2 + e(y)``, removes these by hand (Loader 2000):
+with ``n = x + theta``,
 
-    f(x) = -D - (log(2 pi x) + log1p(x / theta))/2 + e(n) - e(theta) - e(x)
+    f(x) = -D - log(2 pi x n / theta)/2 + e(n) - e(theta) - e(x)
     D = x log(x (mu + theta) / (mu n)) + theta log((mu + theta) / n).
 
 D is half of the deviance, zero at ``x = mu``. In its neighbourhood both logarithms are of numbers close to 1 and are
@@ -30,7 +31,8 @@ taken as ``log1p`` of what is above 1, with ``d = x - mu``,
     D = x log1p((theta / n) (d / mu)) + theta log1p(-d / n),
 
 and far from it as differences of logarithms. The error e(y) is ``1/(12 y) - 1/(360 y^3) + ...`` for large y, and what
-its definition says for small y, where nothing cancels.
+its definition says for small y, where nothing cancels; x and n are not small, and in single precision five terms of the
+series are enough for them.
 
 **Derivatives.** With ``p = mu / (mu + theta)``,
 
@@ -56,6 +58,12 @@ second line are written with sigmoids and one ``expm1``, which neither overflow 
 
     d log p(0) / d f = sigmoid(f - g)
     d log p(0) / d g = -sigmoid(-g) sigmoid(g - f) expm1(f).
+
+In a sum over genes no digit of a term that is itself next to nothing is seen, and shorter forms do:
+
+    log p(0) = logaddexp(g, f(0)) - softplus(g),    d log p(0) / d g = 1 - sigmoid(f - g) - sigmoid(g),
+
+of which the counts above zero have f(x) in place of the ``logaddexp``, and 1 in place of ``sigmoid(f - g)``.
 
 References:
     Loader (2000), Fast and accurate computation of binomial probabilities. The saddle-point form, as in R.
@@ -86,9 +94,14 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
 
 
-def _order(dtype: torch.dtype) -> tuple[int, tuple[float, ...]]:
-    """Steps of the recurrence, and coefficients of Stirling's series after them, that a precision asks for."""
-    return (10, _STIRLING) if dtype == torch.float64 else (4, _STIRLING[:3])
+def _order(dtype: torch.dtype, least: int) -> tuple[int, tuple[float, ...]]:
+    """Steps of the recurrence, and coefficients of Stirling's series after them, that a precision asks for.
+
+    ``least`` is what the argument is not below.
+    """
+    if dtype == torch.float64:
+        return 10 - least, _STIRLING
+    return (0, _STIRLING) if least >= 2 else (4, _STIRLING[:3])
 
 
 def _odd_series(inverse: Tensor, coefficients: tuple[float, ...]) -> Tensor:
@@ -98,21 +111,26 @@ def _odd_series(inverse: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     return reduce(lambda total, c: total * square + c, coefficients[-3::-1], total) * inverse
 
 
-def _stirling_error(y: Tensor) -> Tensor:
+def _stirling_error(y: Tensor, least: int = 0) -> Tensor:
     """``e(y)``: the logarithm of y! less Stirling's formula for it, for positive y."""
-    steps, coefficients = _order(y.dtype)
+    steps, coefficients = _order(y.dtype, least)
     inverse = (y + steps).reciprocal()
+    series = _odd_series(inverse, coefficients)
+    if not steps:
+        return series
     factors = reduce(torch.mul, (1 - i * inverse for i in range(1, steps)))
-    return _odd_series(inverse, coefficients) + ((y + 0.5) * torch.log1p(steps / y) - steps - factors.log())
+    return series + ((y + 0.5) * torch.log1p(steps / y) - steps - factors.log())
 
 
-def _digamma_error(y: Tensor) -> Tensor:
+def _digamma_error(y: Tensor, least: int = 0) -> Tensor:
     """``r(y) = log y - digamma(y)`` for positive y."""
-    steps, coefficients = _order(y.dtype)
+    steps, coefficients = _order(y.dtype, least)
     slopes = tuple((2 * k + 1) * c for k, c in enumerate(coefficients))
     inverse = (y + steps).reciprocal()
-    fractions = reduce(torch.add, ((y + i).reciprocal() for i in range(steps)))
-    return fractions - torch.log1p(steps / y) + (0.5 + _odd_series(inverse, slopes)) * inverse
+    series = (0.5 + _odd_series(inverse, slopes)) * inverse
+    if not steps:
+        return series
+    return reduce(torch.add, ((y + i).reciprocal() for i in range(steps))) - torch.log1p(steps / y) + series
 
 
 def bounded(log_inverse_dispersion: Tensor) -> Tensor:
@@ -135,26 +153,22 @@ def _log1p(x: Tensor) -> Tensor:
     return torch.log1p(x.clamp(min=torch.finfo(x.dtype).eps - 1))
 
 
-def _times(temporary: Tensor, factor: Tensor) -> Tensor:
-    """The product, in place of a temporary of its shape where nothing is recorded."""
-    return temporary * factor if torch.is_grad_enabled() else temporary.mul_(factor)
-
-
 Gather = Callable[[Tensor], Tensor]
+Parts = tuple[Tensor | None, ...]
 
 
 def _everywhere(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _of_positive(counts: Tensor, log_mean: Tensor, log_theta: Tensor, at: Gather) -> Tensor:
+def _of_positive(counts: Tensor, log_mean: Tensor, log_theta: Tensor, at: Gather, least: int = 0) -> Tensor:
     """``f(x)`` for counts above zero; ``at`` takes the other arguments to where these are."""
     theta = log_theta.exp()
     error = at(_stirling_error(theta))  # before it is repeated for each count
     theta, log_mean = at(theta), at(log_mean)
     total = counts + theta
-    constants = (error - _stirling_error(total) + 0.5 * torch.log1p(counts / theta)) + (
-        _stirling_error(counts) + 0.5 * counts.log() + _HALF_LOG_TWO_PI
+    constants = (error - _stirling_error(total, least)) + (
+        _stirling_error(counts, least) + (0.5 * (counts * (total / theta)).log() + _HALF_LOG_TWO_PI)
     )
     # A mean beyond the floating-point range counts by its logarithm.
     held = log_mean.clamp(*_range(log_mean.dtype))
@@ -167,27 +181,20 @@ def _of_positive(counts: Tensor, log_mean: Tensor, log_theta: Tensor, at: Gather
 
 
 def _of_zero(log_mean: Tensor, log_theta: Tensor) -> Tensor:
-    return _times(_softplus(log_mean - log_theta), -log_theta.exp())
+    return -log_theta.exp() * _softplus(log_mean - log_theta)
 
 
-def _forward(counts: Tensor, log_mean: Tensor, log_theta: Tensor, nonzeros: Nonzeros | None) -> Tensor:
-    log_theta = bounded(log_theta)
-    value = _of_zero(log_mean, log_theta)
-    if nonzeros is None:
-        zero = counts == 0
-        of_others = _of_positive(torch.where(zero, 1.0, counts), log_mean, log_theta, _everywhere)
-        return torch.where(zero, value, of_others)
-    ones, others = nonzeros.ones, nonzeros.others
-    means = ones.at(log_mean)
-    of_one = ones.at(value) + (means - _softplus(means - ones.at(log_theta)))
-    return others.put_(ones.put_(value, of_one), _of_positive(others.values, log_mean, log_theta, others.at))
+def _log_prob(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
+    log_theta, zero = bounded(log_theta), counts == 0
+    of_positive = _of_positive(torch.where(zero, 1.0, counts), log_mean, log_theta, _everywhere)
+    return torch.where(zero, _of_zero(log_mean, log_theta), of_positive)
 
 
-def _digamma_rise(counts: Tensor, log_theta: Tensor, at: Gather) -> Tensor:
+def _digamma_rise(counts: Tensor, log_theta: Tensor, at: Gather, least: int = 0) -> Tensor:
     """``theta (digamma(x + theta) - digamma(theta))``."""
     theta = log_theta.exp()
     error, theta = at(_digamma_error(theta)), at(theta)
-    return theta * (torch.log1p(counts / theta) + error - _digamma_error(counts + theta))
+    return theta * (torch.log1p(counts / theta) + error - _digamma_error(counts + theta, least))
 
 
 def _by_counts(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
@@ -195,7 +202,7 @@ def _by_counts(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
     return gamma + logsigmoid(log_mean - log_theta)
 
 
-def _derivatives(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _derivatives(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> Parts:
     """Derivatives with respect to counts, log mu and log theta, each None where it is not wanted."""
     counts, log_mean = arguments[:2]
     log_theta = bounded(arguments[2])
@@ -209,23 +216,18 @@ def _derivatives(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[T
     return by_counts, by_mean if wanted[1] else None, by_theta
 
 
-def _sparse_derivatives(
-    nonzeros: Nonzeros, log_mean: Tensor, log_theta: Tensor, value: Tensor, wanted: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    """The same, by the non-zero counts and f(x); nothing of it can be derived again."""
-    log_theta = bounded(log_theta)
-    share = torch.sigmoid_(log_mean - log_theta)
-    raised = nonzeros.values * (1 - nonzeros.at(share))
-    by_mean = nonzeros.add_(share.mul_(-log_theta.exp()), raised)
-    if not wanted[2]:
-        return None, by_mean, None
-    by_theta = value - by_mean
-    ones, others = nonzeros.ones, nonzeros.others
-    rises = ((ones, 1.0), (others, _digamma_rise(others.values, log_theta, others.at)))
-    for entries, rise in rises:
-        of_zero = _of_zero(entries.at(log_mean), entries.at(log_theta))
-        entries.put_(by_theta, of_zero + rise - entries.at(by_mean))
-    return None, by_mean if wanted[1] else None, by_theta
+def _reversed(gradient: Tensor, parts: Parts, arguments: Sequence[Tensor]) -> Parts:
+    """The derivatives by the arguments, of those of the result."""
+    return tuple(
+        None if part is None else (gradient * part).sum_to_size(argument.shape)
+        for argument, part in zip(arguments, parts, strict=True)
+    )
+
+
+def _along(tangents: Parts, parts: Parts) -> Tensor:
+    """The derivative of the result in a direction."""
+    pairs = zip(tangents, parts, strict=True)
+    return reduce(torch.add, (a * b for a, b in pairs if a is not None and b is not None))
 
 
 class _NegativeBinomial(torch.autograd.Function):
@@ -235,41 +237,28 @@ class _NegativeBinomial(torch.autograd.Function):
 
     @staticmethod
     @signed
-    def forward(counts: Tensor, log_mean: Tensor, log_theta: Tensor, nonzeros: Nonzeros | None) -> Tensor:
-        return _forward(counts, log_mean, log_theta, nonzeros)
+    def forward(counts: Tensor, log_mean: Tensor, log_theta: Tensor) -> Tensor:
+        return _log_prob(counts, log_mean, log_theta)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *arguments, ctx.nonzeros = inputs
-        ctx.save_for_backward(*arguments, output)
-        ctx.save_for_forward(*arguments)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        counts, log_mean, log_theta, value = ctx.saved_tensors
-        wanted, arguments = ctx.needs_input_grad, (counts, log_mean, log_theta)
-        # A derivative that is itself to be derived, or is by the counts, is taken in the dense form.
-        if ctx.nonzeros is None or torch.is_grad_enabled() or wanted[0]:
-            parts = _derivatives(arguments, wanted)
-        else:
-            parts = _sparse_derivatives(ctx.nonzeros, log_mean, log_theta, value, wanted)
-        found = (
-            None if part is None else (gradient * part).sum_to_size(argument.shape)
-            for argument, part in zip(arguments, parts, strict=True)
-        )
-        return *found, None
+    def backward(ctx: Any, gradient: Tensor) -> Parts:
+        return _reversed(gradient, _derivatives(ctx.saved_tensors, ctx.needs_input_grad), ctx.saved_tensors)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        parts = _derivatives(ctx.saved_tensors, [tangent is not None for tangent in tangents[:3]])
-        pairs = zip(tangents[:3], parts, strict=True)
-        return reduce(torch.add, (a * b for a, b in pairs if a is not None and b is not None))
+        return _along(tangents, _derivatives(ctx.saved_tensors, [tangent is not None for tangent in tangents]))
 
 
-def _usable(counts: Tensor, whole: Tensor, other: Tensor) -> Nonzeros | None:
-    """The non-zero values of counts, where the result has their rows and columns and one argument has its shape."""
-    shape = torch.broadcast_shapes(counts.shape, whole.shape, other.shape)
-    return nonzeros_of(counts) if counts.shape == shape[-2:] and whole.shape == shape else None
+def _of_one_dtype(counts: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+    """Converted to the type that they are promoted to; whole numbers follow the parameters."""
+    dtype = reduce(torch.promote_types, (item.dtype for item in (*parameters, counts) if item.is_floating_point()))
+    # A conversion that changes nothing would still wrap the counts, inside a transform.
+    return tuple(item if item.dtype == dtype else item.to(dtype) for item in (counts, *parameters))
 
 
 def negative_binomial_log_prob(
@@ -281,9 +270,8 @@ def negative_binomial_log_prob(
 
     The arguments broadcast, and what depends on some of them only is computed once: with counts
     ``[cells, genes]`` and inverse dispersions ``[genes]``, a leading particle dimension of the
-    mean repeats no gamma function. Counts that know their non-zero values (`CountTensor`, as minibatches hold them)
-    take gamma functions at those above one alone, with the same result. Derivatives of every order, ``torch.func``
-    transforms and tensor subclasses (``__torch_function__``) work.
+    mean repeats no gamma function. Derivatives of every order, ``torch.func`` transforms and tensor subclasses
+    (``__torch_function__``) work.
 
     Args:
         counts: Counts, non-negative whole numbers; not checked.
@@ -301,34 +289,17 @@ def negative_binomial_log_prob(
     arguments = (counts, log_mean, log_inverse_dispersion)
     if has_torch_function(arguments):
         return handle_torch_function(negative_binomial_log_prob, arguments, *arguments)
-    dtype = torch.promote_types(log_mean.dtype, log_inverse_dispersion.dtype)
-    if counts.is_floating_point():
-        dtype = torch.promote_types(dtype, counts.dtype)
-    # A conversion that changes nothing would still wrap the counts, inside a transform.
-    counts, log_mean, log_inverse_dispersion = (
-        argument if argument.dtype == dtype else argument.to(dtype) for argument in arguments
-    )
-    nonzeros = _usable(counts, log_mean, log_inverse_dispersion)
-    if nonzeros is not None:
-        log_mean = log_mean.contiguous()
-    return _NegativeBinomial.apply(counts, log_mean, log_inverse_dispersion, nonzeros)
+    return _NegativeBinomial.apply(*_of_one_dtype(*arguments))
 
 
-def _at_zero(of_zero: Tensor, of_others: Tensor | float, counts: Tensor, nonzeros: Nonzeros | None) -> Tensor:
-    """The first where the count is zero, the second elsewhere."""
-    if nonzeros is None:
-        return torch.where(counts == 0, of_zero, of_others)
-    return nonzeros.put_(of_zero, nonzeros.at(torch.as_tensor(of_others, dtype=of_zero.dtype, device=of_zero.device)))
-
-
-def _inflated_derivatives(
-    counts: Tensor, log_prob: Tensor, gate_logits: Tensor, nonzeros: Nonzeros | None = None
-) -> tuple[Tensor, Tensor]:
+def _inflated_derivatives(counts: Tensor, log_prob: Tensor, gate_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Derivatives with respect to f and the gate's logits."""
-    by_log_prob = _at_zero(torch.sigmoid(log_prob - gate_logits), 1.0, counts, nonzeros)
-    by_gate = _times(torch.sigmoid(gate_logits - log_prob), torch.sigmoid(-gate_logits))
-    by_gate = _times(by_gate, -torch.expm1(log_prob))
-    return by_log_prob, _at_zero(by_gate, -torch.sigmoid(gate_logits), counts, nonzeros)
+    zero = counts == 0
+    by_gate = -torch.sigmoid(gate_logits - log_prob) * torch.sigmoid(-gate_logits) * torch.expm1(log_prob)
+    return (
+        torch.where(zero, torch.sigmoid(log_prob - gate_logits), 1.0),
+        torch.where(zero, by_gate, -torch.sigmoid(gate_logits)),
+    )
 
 
 class _Inflated(torch.autograd.Function):
@@ -338,54 +309,139 @@ class _Inflated(torch.autograd.Function):
 
     @staticmethod
     @signed
-    def forward(counts: Tensor, log_prob: Tensor, gate_logits: Tensor, nonzeros: Nonzeros | None) -> Tensor:
-        rest = gate_logits.abs().neg_().exp_().log1p_()
-        log_gate = gate_logits.clamp(max=0).sub_(rest)
-        positive = (log_prob - gate_logits.clamp(min=0)).sub_(rest)
-        return _at_zero(torch.logaddexp(log_gate, positive), positive, counts, nonzeros)
+    def forward(counts: Tensor, log_prob: Tensor, gate_logits: Tensor) -> Tensor:
+        positive = log_prob + logsigmoid(-gate_logits)
+        return torch.where(counts == 0, torch.logaddexp(logsigmoid(gate_logits), positive), positive)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *arguments, ctx.nonzeros = inputs
-        ctx.save_for_backward(*arguments)
-        ctx.save_for_forward(*arguments)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor, None]:
-        counts, log_prob, gate_logits = ctx.saved_tensors
-        nonzeros = None if torch.is_grad_enabled() else ctx.nonzeros
-        by_log_prob, by_gate = _inflated_derivatives(counts, log_prob, gate_logits, nonzeros)
-        return (
-            None,
-            (gradient * by_log_prob).sum_to_size(log_prob.shape),
-            (gradient * by_gate).sum_to_size(gate_logits.shape),
-            None,
-        )
+    def backward(ctx: Any, gradient: Tensor) -> Parts:
+        return _reversed(gradient, (None, *_inflated_derivatives(*ctx.saved_tensors)), ctx.saved_tensors)
 
     @staticmethod
-    def jvp(ctx: Any, counts: None, log_prob: Tensor, gate_logits: Tensor, _: None) -> Tensor:
-        by_log_prob, by_gate = _inflated_derivatives(*ctx.saved_tensors)
-        return log_prob * by_log_prob + gate_logits * by_gate
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        return _along(tangents, (None, *_inflated_derivatives(*ctx.saved_tensors)))
 
 
 def inflated_log_prob(
     counts: Float[Tensor, "*#batch"], log_prob: Float[Tensor, "*#batch"], gate_logits: Float[Tensor, "*#batch"]
 ) -> Float[Tensor, "*batch"]:
-    """Log-probability (nats) of counts with extra zeros, given that without them.
-
-    Args:
-        counts: Counts.
-        log_prob: Their log-probability without extra zeros.
-        gate_logits: Logits of the probability of an extra zero.
-
-    Returns:
-        The log-probabilities, of the broadcast shape.
-    """
+    """Log-probability (nats) of counts with extra zeros, by that without them and the logits of an extra zero."""
     arguments = (counts, log_prob, gate_logits)
     if has_torch_function(arguments):
         return handle_torch_function(inflated_log_prob, arguments, *arguments)
-    gate_logits = gate_logits.to(log_prob.dtype)
-    nonzeros = _usable(counts, log_prob, gate_logits)
-    if nonzeros is not None:
-        log_prob, gate_logits = log_prob.contiguous(), gate_logits.contiguous()
-    return _Inflated.apply(counts, log_prob, gate_logits, nonzeros)
+    return _Inflated.apply(counts, log_prob, gate_logits.to(log_prob.dtype))
+
+
+def _dense_sum(counts: Tensor, log_mean: Tensor, log_theta: Tensor, gate_logits: Tensor | None) -> Tensor:
+    log_prob = negative_binomial_log_prob(counts, log_mean, log_theta)
+    return (log_prob if gate_logits is None else inflated_log_prob(counts, log_prob, gate_logits)).sum(-1)
+
+
+def _dense_parts(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> Parts:
+    """Derivatives of each gene's term with respect to counts, log mu, log theta and the gate's logits."""
+    *of_counts, gate_logits = arguments
+    parts = _derivatives(of_counts, wanted)
+    if gate_logits is None:
+        return *parts, None
+    by_log_prob, by_gate = _inflated_derivatives(of_counts[0], _NegativeBinomial.apply(*of_counts), gate_logits)
+    return *(None if part is None else part * by_log_prob for part in parts), by_gate
+
+
+def _least(counts: Tensor) -> int:
+    """What counts other than one are not below, whole as they should be."""
+    return 2 if counts.numel() and counts.min() >= 2 else 0
+
+
+class _SparseSum(torch.autograd.Function):
+    """The sum over genes, where the non-zero counts are known. Derivatives beyond the first are of the dense form."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, counts: Tensor, log_mean: Tensor, log_theta: Tensor, gate_logits: Tensor | None, nonzeros: Nonzeros
+    ) -> Tensor:
+        held = bounded(log_theta)
+        theta = held.exp()
+        terms = _softplus(log_mean - held).mul_(-theta)
+        of_zero = nonzeros.at(terms)
+        # As if each were one: log mu - s, where f(0) tells s.
+        found = of_zero + torch.addcmul(nonzeros.at(log_mean), of_zero, nonzeros.at(theta.reciprocal()))
+        others, least = nonzeros.others, _least(nonzeros.others.values)
+        found.index_copy_(-1, others.index, _of_positive(others.values, log_mean, held, others.at, least))
+        ctx.nonzeros = nonzeros
+        ctx.save_for_backward(counts, log_mean, log_theta, gate_logits, terms)
+        ctx.save_for_forward(counts, log_mean, log_theta, gate_logits)
+        if gate_logits is not None:
+            return nonzeros.put_(torch.logaddexp(gate_logits, terms), found).sub_(_softplus(gate_logits)).sum(-1)
+        total = nonzeros.put_(terms, found).sum(-1)
+        nonzeros.put_(terms, of_zero)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Parts:
+        *arguments, terms = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled() or wanted[0] or torch._C._functorch.is_legacy_batchedtensor(gradient):
+            return *_reversed(gradient.unsqueeze(-1), _dense_parts(arguments, wanted), arguments), None
+        _, log_mean, log_theta, gate_logits = arguments
+        nonzeros, held = ctx.nonzeros, bounded(log_theta)
+        # That of an ELBO is one number for all cells.
+        weight = gradient.unsqueeze(-1) if any(gradient.stride()) else gradient.flatten()[0]
+        at_nonzeros, by_gate = nonzeros.at(weight), None
+        if gate_logits is not None:
+            share = nonzeros.put_(torch.sigmoid_(terms - gate_logits), torch.ones_like(nonzeros.values))
+            by_gate = (torch.sigmoid(gate_logits) + share).sub_(1).mul_(-weight).sum_to_size(gate_logits.shape)
+            weight = share.mul_(weight)
+        by_mean = torch.sigmoid_(log_mean - held)
+        raised = nonzeros.values * (1 - nonzeros.at(by_mean)) * at_nonzeros
+        nonzeros.add_(by_mean.mul_(-held.exp()).mul_(weight), raised)
+        if not wanted[2]:
+            return None, by_mean, None, by_gate, None
+        others, shape = nonzeros.others, log_theta.shape
+        rise = _digamma_rise(others.values, held, others.at, _least(others.values))
+        rises = torch.ones_like(raised).index_copy_(-1, others.index, rise.expand(*raised.shape[:-1], -1))
+        weighted = (terms * weight).sum_to_size(shape) if weight.dim() else terms.sum_to_size(shape) * weight
+        by_theta = weighted - by_mean.sum_to_size(shape) + nonzeros.sum_to_size(rises * at_nonzeros, shape)
+        return None, by_mean, by_theta, by_gate, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        parts = _dense_parts(ctx.saved_tensors, [tangent is not None for tangent in tangents[:3]])
+        return _along(tangents[:4], parts).sum(-1)
+
+
+def event_log_prob(
+    counts: Float[Tensor, "*#batch genes"] | Int[Tensor, "*#batch genes"],
+    log_mean: Float[Tensor, "*#batch genes"],
+    log_inverse_dispersion: Float[Tensor, "*#batch #genes"],
+    gate_logits: Float[Tensor, "*#batch #genes"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """Log-probability (nats) of all genes of a cell: the sum over the last dimension.
+
+    Counts that know their non-zero values (`CountTensor`, as minibatches hold them) take gamma functions at those above
+    one alone; in a transform of ``torch.func`` and for what is not of their shape, the dense form is taken.
+
+    Args:
+        counts: Counts, non-negative whole numbers; not checked.
+        log_mean: Log of the mean (log-counts).
+        log_inverse_dispersion: Log of theta.
+        gate_logits: Logits of the probability of an extra zero; None for none.
+
+    Returns:
+        The log-probabilities, of the broadcast shape without its last dimension.
+    """
+    arguments = (counts, log_mean, log_inverse_dispersion, gate_logits)
+    if has_torch_function(arguments):
+        return handle_torch_function(event_log_prob, arguments, *arguments)
+    parameters = [item for item in arguments[1:] if item is not None]
+    shape = torch.broadcast_shapes(counts.shape, *(item.shape for item in parameters))
+    of_same_shape = counts.shape == shape[-2:] and log_mean.shape == shape
+    if nonzeros_of(counts) is None or not of_same_shape or torch._C._are_functorch_transforms_active():
+        return _dense_sum(*arguments).expand(shape[:-1])
+    counts, *parameters = _of_one_dtype(counts, *parameters)
+    whole: list[Tensor | None] = [item.contiguous() for item in parameters]
+    return _SparseSum.apply(counts, *whole, *[None] * (3 - len(whole)), nonzeros_of(counts))

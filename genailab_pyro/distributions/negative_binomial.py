@@ -1,14 +1,15 @@
 """The negative binomial declared by its log mean and log inverse dispersion."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from genailab_pyro.distributions.formulas import bounded, negative_binomial_log_prob
+from genailab_pyro.distributions.formulas import bounded, event_log_prob, negative_binomial_log_prob
 
 
 def shared_shape(**arguments: Tensor) -> torch.Size:
@@ -24,7 +25,36 @@ def shared_shape(**arguments: Tensor) -> torch.Size:
         raise ValueError(f"expected shapes that broadcast, such as [cells, genes] and [genes], got {shapes}") from error
 
 
-class NegativeBinomial(dist.NegativeBinomial):
+class OfAllGenes(dist.Independent):
+    """Counts of all genes of a cell as one event, whose log-probability is taken at once."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of the counts of a cell in nats, of the broadcast of the batch shape and the value's."""
+        counts = self.base_dist
+        if counts._validate_args:
+            counts._validate_sample(value)
+        shape = torch.broadcast_shapes(value.shape, counts.batch_shape)
+        return event_log_prob(value, *counts._declared).expand(shape[:-1])
+
+
+class CountsOfGenes(TorchDistributionMixin):
+    """What the distributions of counts share: that of all genes is scored at once.
+
+    Attributes:
+        _declared: What they were declared by, not expanded: what depends on theta alone is then computed once per
+            gene, and not once per cell.
+    """
+
+    _declared: tuple[Tensor, ...]
+
+    def to_event(self, reinterpreted_batch_ndims: int | None = None) -> Any:
+        """Declare dimensions at the right to be one event, as in Pyro; all by default."""
+        if reinterpreted_batch_ndims == 1:
+            return OfAllGenes(self, 1)
+        return super().to_event(reinterpreted_batch_ndims)
+
+
+class NegativeBinomial(CountsOfGenes, dist.NegativeBinomial):
     """Negative binomial counts of mean ``mu`` and variance ``mu + mu^2 / theta``.
 
     Pyro's distribution in all but three things: it is declared by ``log mu`` and ``log theta``, so that no
@@ -71,7 +101,6 @@ class NegativeBinomial(dist.NegativeBinomial):
         validate_args: bool | None = None,
     ) -> None:
         shape = shared_shape(log_mean=log_mean, log_inverse_dispersion=log_inverse_dispersion)
-        # Kept unexpanded: what depends on theta alone is then computed once per gene, not once per cell.
         self._declared = (log_mean, log_inverse_dispersion)
         self.log_mean = log_mean.expand(shape)
         self.log_inverse_dispersion = log_inverse_dispersion.expand(shape)

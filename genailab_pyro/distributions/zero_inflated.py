@@ -9,10 +9,10 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from genailab_pyro.distributions.formulas import inflated_log_prob
-from genailab_pyro.distributions.negative_binomial import NegativeBinomial, shared_shape
+from genailab_pyro.distributions.negative_binomial import CountsOfGenes, NegativeBinomial, shared_shape
 
 
-class ZeroInflatedNegativeBinomial(dist.ZeroInflatedNegativeBinomial):
+class ZeroInflatedNegativeBinomial(CountsOfGenes, dist.ZeroInflatedNegativeBinomial):
     """Negative binomial counts with extra zeros, of mean ``(1 - pi) mu`` where ``pi = sigmoid(gate_logits)``.
 
     Pyro's distribution, declared by the log of the mean mu and of the inverse dispersion theta of its
@@ -61,6 +61,10 @@ class ZeroInflatedNegativeBinomial(dist.ZeroInflatedNegativeBinomial):
         counts = NegativeBinomial(log_mean, log_inverse_dispersion, validate_args=validate_args)
         # The parent's own constructor would build Pyro's negative binomial; its base takes any.
         ZeroInflatedDistribution.__init__(self, counts, gate_logits=gate_logits, validate_args=validate_args)
+
+    @property
+    def _declared(self) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return *self.base_dist._declared, self.gate_logits
 
     @property
     def log_mean(self) -> Float[Tensor, "*batch"]:
