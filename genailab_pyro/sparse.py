@@ -15,21 +15,25 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 
-@dataclass(frozen=True, eq=False)
 class Entries:
     """Some values of a matrix and where they are.
 
     Attributes:
         values: The values, shape ``[entries]``.
+        rows: The row of each, shape ``[entries]``.
         columns: The column of each, shape ``[entries]``.
-        positions: The position of each in the matrix laid out row after row, shape ``[entries]``.
         shape: Numbers of rows and columns of the matrix.
     """
 
     values: Float[Tensor, " entries"]
+    rows: Int[Tensor, " entries"]
     columns: Int[Tensor, " entries"]
-    positions: Int[Tensor, " entries"]
     shape: tuple[int, int]
+
+    @cached_property
+    def positions(self) -> Int[Tensor, " entries"]:
+        """The position of each in the matrix laid out row after row, shape ``[entries]``."""
+        return self.rows * self.shape[1] + self.columns
 
     def at(self, tensor: Float[Tensor, "*lead #columns"]) -> Float[Tensor, "*lead entries"]:
         """The values that another matrix has here.
@@ -84,11 +88,6 @@ class Entries:
             )
         return self.put_(values.new_zeros(*lead, *self.shape), values).sum_to_size(shape)
 
-    @property
-    def rows(self) -> Int[Tensor, " entries"]:
-        """The row of each, shape ``[entries]``."""
-        return self.positions // self.shape[1]
-
 
 @dataclass(frozen=True, eq=False)
 class Part(Entries):
@@ -98,6 +97,10 @@ class Part(Entries):
         index: Which of them, shape ``[entries]``.
     """
 
+    values: Float[Tensor, " entries"]
+    rows: Int[Tensor, " entries"]
+    columns: Int[Tensor, " entries"]
+    shape: tuple[int, int]
     index: Int[Tensor, " entries"]
 
 
@@ -115,18 +118,21 @@ class Nonzeros(Entries):
                 [20.]]))
     """
 
+    values: Float[Tensor, " entries"]
+    columns: Int[Tensor, " entries"]
     offsets: Int[Tensor, " rows_1"]
+    shape: tuple[int, int]
 
     @classmethod
     def of(cls, matrix: sp.csr_matrix) -> Self:
         """Those of a scipy matrix, whose arrays are referred to."""
-        rows, columns = int(matrix.shape[0]), int(matrix.shape[1])
-        # By numpy: this may run beside a step, and a second set of torch's threads would take its processors.
-        positions = np.repeat(np.arange(0, rows * columns, columns), np.diff(matrix.indptr)) + matrix.indices
-        values, indices, places, offsets = (
-            torch.from_numpy(array) for array in (matrix.data, matrix.indices, positions, matrix.indptr)
-        )
-        return cls(values, indices, places, (rows, columns), offsets)
+        values, columns, offsets = map(torch.from_numpy, (matrix.data, matrix.indices, matrix.indptr))
+        return cls(values, columns, offsets, (int(matrix.shape[0]), int(matrix.shape[1])))
+
+    @cached_property
+    def rows(self) -> Int[Tensor, " entries"]:  # type: ignore[override]
+        """The row of each, shape ``[entries]``."""
+        return torch.repeat_interleave(self.offsets.diff())
 
     @cached_property
     def transposed(self) -> "Nonzeros":
@@ -134,15 +140,15 @@ class Nonzeros(Entries):
         with torch._C._DisableFuncTorch():  # inside a transform too, these are ordinary tensors
             arrays = tuple(item.numpy() for item in (self.values, self.columns, self.offsets))
         columns = sp.csr_matrix(arrays, shape=self.shape, copy=False).tocsc()
-        rows = sp.csr_matrix((columns.data, columns.indices, columns.indptr), shape=self.shape[::-1], copy=False)
-        return Nonzeros.of(rows)
+        values, rows, offsets = map(torch.from_numpy, (columns.data, columns.indices, columns.indptr))
+        return Nonzeros(values, rows, offsets, self.shape[::-1])
 
     @cached_property
     def others(self) -> Part:
         """Those that are not one."""
         index = (self.values != 1).nonzero().squeeze(-1)
-        values, columns, positions = (item[index] for item in (self.values, self.columns, self.positions))
-        return Part(values, columns, positions, self.shape, index)
+        values, rows, columns = (item.index_select(0, index) for item in (self.values, self.rows, self.columns))
+        return Part(values, rows, columns, self.shape, index)
 
     def dense(self) -> Float[Tensor, "rows columns"]:
         """The matrix with its zeros."""
@@ -150,7 +156,7 @@ class Nonzeros(Entries):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Nonzeros":
         """The same places with a function of the values; it should leave zero where it is."""
-        mapped = Nonzeros(function(self.values), self.columns, self.positions, self.shape, self.offsets)
+        mapped = Nonzeros(function(self.values), self.columns, self.offsets, self.shape)
         if "transposed" in self.__dict__:
             mapped.__dict__["transposed"] = self.transposed.map(function)
         return mapped
@@ -159,16 +165,14 @@ class Nonzeros(Entries):
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None, *, non_blocking: bool = False
     ) -> "Nonzeros":
         """The same on another device; ``dtype`` applies to the values."""
-        columns, positions, offsets = (
-            index.to(device, non_blocking=non_blocking) for index in (self.columns, self.positions, self.offsets)
-        )
+        columns, offsets = (index.to(device, non_blocking=non_blocking) for index in (self.columns, self.offsets))
         values = self.values.to(device, dtype, non_blocking=non_blocking)
-        return Nonzeros(values, columns, positions, self.shape, offsets)
+        return Nonzeros(values, columns, offsets, self.shape)
 
     def pin_memory(self) -> "Nonzeros":
         """The same in memory from which a GPU reads by itself."""
-        columns, positions, offsets = (index.pin_memory() for index in (self.columns, self.positions, self.offsets))
-        return Nonzeros(self.values.pin_memory(), columns, positions, self.shape, offsets)
+        values, columns, offsets = (item.pin_memory() for item in (self.values, self.columns, self.offsets))
+        return Nonzeros(values, columns, offsets, self.shape)
 
     def __matmul__(self, dense: Float[Tensor, "columns width"]) -> Float[Tensor, "rows width"]:
         """The product with a dense matrix, on the CPU; derivatives of every order reach the dense one only.

@@ -390,7 +390,8 @@ class _SparseSum(torch.autograd.Function):
         _, log_mean, log_theta, gate_logits = arguments
         nonzeros, held = ctx.nonzeros, bounded(log_theta)
         # That of an ELBO is one number for all cells.
-        weight = gradient.unsqueeze(-1) if any(gradient.stride()) else gradient.flatten()[0]
+        first = gradient.flatten()[0]
+        weight = first if (gradient == first).all() else gradient.unsqueeze(-1)
         at_nonzeros, by_gate = nonzeros.at(weight), None
         if gate_logits is not None:
             share = nonzeros.put_(torch.sigmoid_(terms - gate_logits), torch.ones_like(nonzeros.values))
