@@ -10,8 +10,9 @@ from typing import Any, Self
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from genailab_pyro.sparse import Nonzeros
+from genailab_pyro.sparse import Nonzeros, signed
 from genailab_pyro.types import Minibatch
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -153,6 +154,53 @@ def beside(first: Float[Tensor, "*rows one"], second: Float[Tensor, "*#rows two"
     return torch.cat([first.expand(*shape, -1), second.expand(*shape, -1)], dim=-1)
 
 
+class Dropout(nn.Dropout):
+    """Torch's dropout by uniform draws, which on a CPU take half as long as its own Bernoulli draws."""
+
+    def forward(self, values: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows width"]:
+        """In training, zero with the probability ``p`` and otherwise the value, divided by what is kept."""
+        if not self.training or self.p == 0:
+            return values
+        return values * (torch.rand_like(values) >= self.p).to(values.dtype).div_(1 - self.p)
+
+
+class _Bounded(torch.autograd.Function):
+    """``bound * tanh(x / bound)``, by the sigmoid, which is several times as fast, and written in place."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    @signed
+    def forward(values: Tensor, bound: float) -> Tensor:
+        return (values * (2 / bound)).sigmoid_().mul_(2 * bound).sub_(bound)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.bound = inputs[1]
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def _along(ctx: Any, direction: Tensor) -> Tensor:
+        (output,) = ctx.saved_tensors
+        return torch.addcmul(direction, direction * output, output, value=-(ctx.bound**-2))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Bounded._along(ctx, gradient), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return _Bounded._along(ctx, tangent)
+
+
+def bounded(values: Float[Tensor, "*shape"], bound: float) -> Float[Tensor, "*shape"]:
+    """The values where they are small, and never beyond the bound on either side: ``bound * tanh(values / bound)``."""
+    if has_torch_function_unary(values):
+        return handle_torch_function(bounded, (values,), values, bound)
+    return _Bounded.apply(values, bound)
+
+
 class InputLayer(nn.Module):
     """A linear layer on inputs beside a condition, whose weights lie input by input.
 
@@ -237,7 +285,7 @@ class MLP(Declared):
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
             linear = nn.Linear(before, after) if layers else InputLayer(before, after)
-            layers += [linear, make_norm(after), make_activation(), nn.Dropout(dropout)]
+            layers += [linear, make_norm(after), make_activation(), Dropout(dropout)]
         self.layers = nn.Sequential(*layers)
 
     def forward(

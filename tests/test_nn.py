@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from genailab_pyro import MLP, Embedding, Minibatch, OneHot
-from genailab_pyro.nn import ACTIVATIONS, NORMS, Declared, Unconditioned, choose
+from genailab_pyro.nn import ACTIVATIONS, NORMS, Declared, Dropout, Unconditioned, bounded, choose
 
 
 class Part(Declared):
@@ -164,6 +164,18 @@ class TestMLP:
         assert 0.1 < dropped < 0.4
         torch.testing.assert_close(network(inputs), network(inputs))
 
+    def test_dropout_keeps_the_mean_and_drops_as_often_as_it_says(self):
+        dropout, kept = Dropout(0.3).train(), 0.7
+        values = torch.full((10_000,), 2.0, requires_grad=True)
+        torch.manual_seed(0)
+        result = dropout(values)
+        assert set(result.unique().tolist()) == {0.0, torch.tensor(2.0).div(kept).item()}
+        standard_error = (kept * (1 - kept) / len(values)) ** 0.5
+        assert abs((result > 0).float().mean().item() - kept) < 5 * standard_error
+        (gradient,) = torch.autograd.grad(result.sum(), values)
+        torch.testing.assert_close(gradient, result.detach() / 2)
+        assert Dropout(0.0).train()(values) is values
+
     @pytest.mark.parametrize(("condition", "got"), [(None, "got none"), (torch.zeros(4, 3), "got one of width 3")])
     def test_a_condition_that_does_not_fit_is_refused(self, condition, got):
         with pytest.raises(ValueError, match=f"expected a condition of width 2, {got}"):
@@ -184,6 +196,27 @@ class TestMLP:
     def test_what_cannot_work_is_refused_at_once(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             MLP(**arguments)
+
+
+class TestBounded:
+    def test_it_is_the_hyperbolic_tangent(self):
+        values = torch.linspace(-60, 60, 200, dtype=torch.float64, requires_grad=True)
+        result, expected = bounded(values, 10.0), 10 * torch.tanh(values / 10)
+        torch.testing.assert_close(result, expected, rtol=1e-13, atol=1e-13)
+        found, wanted = (torch.autograd.grad(item.sum(), values)[0] for item in (result, expected))
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-13)
+
+    def test_its_derivatives_of_both_orders_are_right_in_both_directions(self):
+        values = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x: bounded(x, 2.0), values, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(lambda x: bounded(x, 2.0), values)
+
+    def test_it_stays_within_the_bound(self):
+        assert torch.equal(bounded(torch.tensor([-1e30, 0.0, 1e30]), 10.0), torch.tensor([-10.0, 0.0, 10.0]))
+
+    def test_each_of_a_batch_is_bounded(self):
+        values = torch.randn(4, 3, dtype=torch.float64)
+        torch.testing.assert_close(torch.func.vmap(lambda x: bounded(x, 2.0))(values), bounded(values, 2.0))
 
 
 class TestConditions:

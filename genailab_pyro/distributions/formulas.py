@@ -167,9 +167,8 @@ def _of_positive(counts: Tensor, log_mean: Tensor, log_theta: Tensor, at: Gather
     error = at(_stirling_error(theta))  # before it is repeated for each count
     theta, log_mean = at(theta), at(log_mean)
     total = counts + theta
-    constants = (error - _stirling_error(total, least)) + (
-        _stirling_error(counts, least) + (0.5 * (counts * (total / theta)).log() + _HALF_LOG_TWO_PI)
-    )
+    of_total, of_counts = _stirling_error(torch.stack([total, counts.expand_as(total)]), least)
+    constants = (error - of_total) + of_counts + (0.5 * (counts * (total / theta)).log() + _HALF_LOG_TWO_PI)
     # A mean beyond the floating-point range counts by its logarithm.
     held = log_mean.clamp(*_range(log_mean.dtype))
     beyond = log_mean - held

@@ -11,7 +11,7 @@ from torch.nn.functional import log_softmax, softplus
 from torch.special import ndtr
 
 from genailab_pyro.distributions import NegativeBinomial, ZeroInflatedNegativeBinomial
-from genailab_pyro.nn import Declared
+from genailab_pyro.nn import Declared, bounded
 from genailab_pyro.types import Minibatch, PerGene
 
 Features = Float[Tensor, "*particles cells features"]
@@ -196,8 +196,7 @@ class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
 
     def gate_logits(self, features: Features) -> PerGene:
         """Logits of the probability of an extra zero, shape ``[*particles, cells, genes]``."""
-        # bound * tanh(x / bound), by the sigmoid, which is several times as fast
-        return self.bound * (2 * torch.sigmoid(self.gate(features) * (2 / self.bound)) - 1)
+        return bounded(self.gate(features), self.bound)
 
     def forward(self, features: Features, minibatch: Minibatch) -> Any:
         """Zero-inflated negative binomial of event shape ``[genes]``."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
+from torch import nn
 
 import genailab_pyro as glp
 from genailab_pyro.data.cells import Cells
@@ -19,7 +20,18 @@ from tests.benchmarks.counts import density_of, simulated
 from tests.benchmarks.networks import Network, loss_by_hand, pyro_programs
 from tests.benchmarks.step import TRAINING
 from tests.benchmarks.timing import Seconds, alternate
-from tests.benchmarks.training import CONTENDERS, DENSE, OURS, PYRO, SCVI, TORCH, DenseCells, DenseReader, Task
+from tests.benchmarks.training import (
+    CONTENDERS,
+    DENSE,
+    DROPOUT,
+    OURS,
+    PYRO,
+    SCVI,
+    TORCH,
+    DenseCells,
+    DenseReader,
+    Task,
+)
 
 LIKELIHOODS = pytest.mark.parametrize("inflated", [False, True], ids=["NB", "ZINB"])
 HERE = [name for name in CONTENDERS if name != SCVI]
@@ -66,6 +78,10 @@ def test_the_loss_and_its_gradient_are_ours(cells, inflated, contender):
     if inflated:
         torch.nn.init.normal_(vae.likelihood.gate.weight)
     network = Network.of(vae).train()
+    dropouts = [[part for part in whole.modules() if isinstance(part, nn.Dropout)] for whole in (vae, network)]
+    assert [part.p for part in dropouts[0]] == [part.p for part in dropouts[1]] == [DROPOUT] * 2
+    for part in (*dropouts[0], *dropouts[1]):
+        part.p = 0.0  # the draws are not the same
     minibatch = cells.take(range(120), dtype=torch.float64)  # a part, so that the plate's factor is not one
     assert nonzeros_of(minibatch.counts) is not None
     with own_state(0):
