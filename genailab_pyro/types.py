@@ -22,6 +22,7 @@ class Minibatch(NamedTuple):
         library: Total counts of each cell (or its size factor), shape ``[cells]``, above zero.
         index: Position of each cell in its data set, shape ``[cells]``.
         num_cells: Number of cells in the data set that the minibatch stands for: the size of the plate.
+        labels: Code of the label of each cell, -1 where it is missing, shape ``[cells]``; None where there are none.
     """
 
     counts: Counts | None
@@ -30,6 +31,7 @@ class Minibatch(NamedTuple):
     library: Float[Tensor, "*particles cells"]
     index: Int[Tensor, " cells"]  # type: ignore[assignment]  # tuple.index is not needed
     num_cells: int
+    labels: Int[Tensor, " cells"] | None = None
 
     @property
     def size(self) -> int:
@@ -45,6 +47,7 @@ class Minibatch(NamedTuple):
             _sent(self.library, device, dtype),
             _sent(self.index, device),
             self.num_cells,
+            None if self.labels is None else _sent(self.labels, device),
         )
 
 

@@ -140,6 +140,7 @@ class Cells:
             torch.from_numpy(self.library[index]),
             torch.from_numpy(index),
             len(self),
+            None if self.labels is None else torch.from_numpy(self.labels[index]),
         )
         return minibatch.to(device, dtype)
 

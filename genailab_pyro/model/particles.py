@@ -41,7 +41,7 @@ def paired_traces(model: Callable, guide: Callable, minibatch: Minibatch, num_pa
 def draw_particles(model: Callable, guide: Callable, minibatch: Minibatch, num_particles: int) -> Particles:
     """Draw the latents of each cell from the guide and score them under the model.
 
-    Every latent must be local to its cell.
+    Every latent must be local to its cell. Heads are left out: the likelihood is that of the counts.
 
     Args:
         model: The generative program.
@@ -53,7 +53,7 @@ def draw_particles(model: Callable, guide: Callable, minibatch: Minibatch, num_p
     shape = (num_particles, minibatch.size)
     log_likelihood = log_ratio = torch.zeros(shape, dtype=minibatch.library.dtype, device=minibatch.library.device)
     for name, site in model_trace.nodes.items():
-        if site["type"] != "sample":
+        if site["type"] != "sample" or site["infer"].get("is_head"):
             continue
         prior: Any = site["fn"]
         log_prob = prior.log_prob(site["value"])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from genailab_pyro.nn import Declared
+from genailab_pyro.types import Minibatch
 
 
 class Prior(Declared):
@@ -17,6 +18,9 @@ class Prior(Declared):
     def forward(self, condition: Float[Tensor, "cells condition"]) -> Any:
         """The distribution of the latent of each cell."""
         raise NotImplementedError
+
+    def initialise(self, minibatch: Minibatch) -> None:
+        """Move the parameters near the data before training, from a sample of cells."""
 
 
 class StandardNormal(Prior):

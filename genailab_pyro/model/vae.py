@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.registration import Registration
 from genailab_pyro.model.encoders import Encoder, LatentLibrary, NormalEncoder
+from genailab_pyro.model.heads import Head
 from genailab_pyro.model.likelihoods import (
     INVERSE_DISPERSIONS,
     GaussianLikelihood,
@@ -31,8 +32,9 @@ from genailab_pyro.model.likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
 )
 from genailab_pyro.model.priors import Prior, StandardNormal
+from genailab_pyro.model.programs import Guide, Model
 from genailab_pyro.model.upper import Upper
-from genailab_pyro.nn import MLP, ConditionEncoding, Declared, Embedding, OneHot, Unconditioned, beside, choose
+from genailab_pyro.nn import MLP, ConditionEncoding, Declared, Embedding, OneHot, Unconditioned, choose
 from genailab_pyro.types import Latent, Minibatch
 
 _numbers = itertools.count()
@@ -43,8 +45,8 @@ class VAE(Declared):
 
     Attributes:
         model: The generative program: sites ``"library"`` (where latent), that of the upper latent (where there is
-            one), ``"z"`` and ``"x"`` in the plate ``"cells"``. Called with a `Minibatch`; where its counts are None,
-            ``"x"`` is drawn.
+            one), ``"z"``, those of the heads and ``"x"`` in the plate ``"cells"``. Called with a `Minibatch`; where its
+            counts are None, ``"x"`` is drawn.
         guide: The variational program: the same sites without ``"x"``, in the same order.
 
     Args:
@@ -56,6 +58,7 @@ class VAE(Declared):
         condition: Encoding of the conditions that prior and decoder see; None for no conditions.
         library: Prior and posterior of a latent library; None for the observed one.
         upper: A latent above z; None for none.
+        heads: What else is observed of a cell given its latents, such as its label.
 
     Raises:
         TypeError: If a part is not a torch module.
@@ -84,6 +87,7 @@ class VAE(Declared):
         condition: ConditionEncoding | None = None,
         library: LatentLibrary | None = None,
         upper: Upper | None = None,
+        heads: Sequence[Head] = (),
     ) -> None:
         super().__init__()
         parts = {"prior": prior, "decoder": decoder, "likelihood": likelihood, "encoder": encoder}
@@ -115,6 +119,7 @@ class VAE(Declared):
         self.encoder = encoder
         self.library = library
         self.upper = upper
+        self.heads = nn.ModuleList(heads)
         self._rename()
 
     def _rename(self) -> None:
@@ -126,12 +131,12 @@ class VAE(Declared):
         self._rename()
 
     @property
-    def model(self) -> "Model":
+    def model(self) -> Model:
         """The generative program, a module with the parameters of this VAE."""
         return Model(self)
 
     @property
-    def guide(self) -> "Guide":
+    def guide(self) -> Guide:
         """The variational program, a module with the parameters of this VAE."""
         return Guide(self)
 
@@ -143,8 +148,9 @@ class VAE(Declared):
                 pyro.module(f"{self.name}.{name}", part)
 
     def initialise(self, minibatch: Minibatch) -> None:
-        """Move the likelihood's parameters near the data, from a sample of cells."""
+        """Move the parameters of likelihood and prior near the data, from a sample of cells."""
         self.likelihood.initialise(minibatch)
+        self.prior.initialise(minibatch)
 
     def decode(self, z: Tensor, minibatch: Minibatch) -> Tensor:
         """Features of a latent under the conditions of a minibatch, shape ``[*particles, cells, features]``."""
@@ -166,73 +172,6 @@ class VAE(Declared):
         if self.upper is None:
             return self.encoder(minibatch)(shape)
         return self.encoder(minibatch, self.upper.posterior(minibatch)(shape))()
-
-
-class Program(nn.Module):
-    """A Pyro program of a VAE that is a module with the VAE's parameters.
-
-    (A bound method shows no parameters to torch.)
-
-    Attributes:
-        registers: Whether each run shows the parameters to Pyro's store, where Pyro's optimizers find them. It takes
-            time, and one that holds the parameters by itself does not need it.
-
-    Args:
-        vae: Whose parameters it shares.
-    """
-
-    max_plate_nesting: ClassVar[int] = 1
-
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
-        self.registers = True
-
-    def register(self, *names: str) -> None:
-        """Show the parameters of some parts to Pyro, if it is to see them."""
-        if self.registers:
-            self.vae.register_parts(*names)
-
-
-class Model(Program):
-    """The generative program of a VAE."""
-
-    def forward(self, minibatch: Minibatch) -> Tensor:
-        """Declare the sites of the cells; returns the value of ``"x"``, shape ``[*particles, cells, genes]``."""
-        vae = self.vae
-        self.register("condition", "prior", "library", "upper", "decoder", "likelihood")
-        observed = vae.likelihood.observed(minibatch)  # of the data alone, whatever the latent library is
-        with cells_plate(minibatch):
-            if vae.library is not None:
-                library = pyro.sample("library", vae.library.prior(minibatch))
-                minibatch = minibatch._replace(library=library)
-            condition = context = vae.condition(minibatch)
-            if vae.upper is not None:
-                context = beside(condition, pyro.sample(vae.upper.site, vae.upper.prior(condition)))
-            z = pyro.sample("z", vae.prior(context))
-            likelihood = vae.likelihood(vae.decoder(z, condition), minibatch)
-            return pyro.sample("x", likelihood, obs=observed)
-
-
-class Guide(Program):
-    """The variational program of a VAE."""
-
-    def forward(self, minibatch: Minibatch) -> Tensor:
-        """Declare the latent sites; returns a draw of ``"z"``, shape ``[*particles, cells, latent]``."""
-        vae = self.vae
-        self.register("library", "upper", "encoder")
-        with cells_plate(minibatch):
-            if vae.library is not None:
-                pyro.sample("library", vae.library.posterior(minibatch))
-            if vae.upper is None:
-                return pyro.sample("z", vae.encoder(minibatch))
-            upper = pyro.sample(vae.upper.site, vae.upper.posterior(minibatch))
-            return pyro.sample("z", vae.encoder(minibatch, upper))
-
-
-def cells_plate(minibatch: Minibatch) -> Any:
-    """The plate ``"cells"``: as large as the data set, holding the cells of the minibatch."""
-    return pyro.plate("cells", minibatch.num_cells, subsample=minibatch.index, dim=-1)
 
 
 class _Conditional(VAE):
