@@ -12,7 +12,7 @@ from genailab_pyro.estimators.credit import ScoreSite
 from genailab_pyro.estimators.named import USES, get, markdown, matrix, name_of, register, table
 from genailab_pyro.estimators.programs import Handled, estimate
 from genailab_pyro.estimators.registry import Estimator, register_baseline, register_rule
-from genailab_pyro.estimators.rules import Estimated, EstimatorError, Rule, closed_form_kl
+from genailab_pyro.estimators.rules import Estimated, EstimatorError, Pathwise, Rule, Score, closed_form_kl
 from genailab_pyro.estimators.weighted import WeightedELBO
 
 __all__ = [
@@ -22,7 +22,9 @@ __all__ = [
     "Estimator",
     "EstimatorError",
     "Handled",
+    "Pathwise",
     "Rule",
+    "Score",
     "ScoreSite",
     "TraceELBO",
     "TraceEnumELBO",

@@ -1,7 +1,8 @@
 """Models: priors, likelihoods, encoders, and the VAE that joins them into one Pyro model/guide pair."""
 
 from genailab_pyro.model.check import PairError, check_pair
-from genailab_pyro.model.encoders import BernoulliEncoder, Encoder, LatentLibrary, NormalEncoder
+from genailab_pyro.model.encoders import BernoulliEncoder, Encoder, LatentLibrary, NormalEncoder, TrunkEncoder
+from genailab_pyro.model.heads import Head, LabelHead, ValueHead
 from genailab_pyro.model.likelihoods import (
     CellInverseDispersion,
     ConditionInverseDispersion,
@@ -35,8 +36,10 @@ __all__ = [
     "FreeBits",
     "GaussianLikelihood",
     "GeneInverseDispersion",
+    "Head",
     "HierarchicalVAE",
     "InverseDispersion",
+    "LabelHead",
     "LabelVAE",
     "LatentLibrary",
     "Likelihood",
@@ -46,10 +49,12 @@ __all__ = [
     "Penalty",
     "Prior",
     "StandardNormal",
+    "TrunkEncoder",
     "Upper",
     "UpperLabel",
     "UpperNormal",
     "VAE_Gaussian",
+    "ValueHead",
     "ZeroInflatedNegativeBinomialLikelihood",
     "check_pair",
 ]
