@@ -13,6 +13,7 @@ import torch
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.estimators import Estimator, get
 from genailab_pyro.model.check import check_pair
+from genailab_pyro.model.composition import check_composition
 from genailab_pyro.model.penalties import Penalty
 from genailab_pyro.model.vae import VAE
 from genailab_pyro.train.checkpoint import declare_run, read_run, restore_state, save_state
@@ -230,6 +231,7 @@ def _check_programs(run: Run) -> None:
     minibatch = run.train_cells.take(range(size), device=run.device, dtype=run.dtype)
     was_training = run.vae.training
     run.vae.eval()
+    check_composition(run.vae, minibatch)
     check_pair(run.vae.model, run.vae.guide, minibatch)
     if run.baseline is not None:
         run.baseline.eval()

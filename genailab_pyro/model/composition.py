@@ -1,0 +1,115 @@
+"""Holds the parts of a VAE against each other, on the cells that they are to describe."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from genailab_pyro.nn import beside
+from genailab_pyro.types import Minibatch
+
+if TYPE_CHECKING:
+    from genailab_pyro.model.vae import VAE
+
+
+class CompositionError(ValueError):
+    """Parts of a VAE that do not go together, or do not go with the cells; the message names them."""
+
+
+def check_composition(vae: "VAE", minibatch: Minibatch) -> None:
+    """Refuse parts that do not fit together, those among them that would train and mean something else.
+
+    A prior of one latent under an encoder of four is broadcast, and a prior of bits scores any number: neither raises
+    an error by itself. The caller's random state is left as it was.
+
+    Args:
+        vae: The VAE.
+        minibatch: Some cells with counts.
+
+    Raises:
+        CompositionError: At the first part that does not fit, with the widths that it was given and those it expects.
+
+    Example:
+        >>> import genailab_pyro as glp
+        >>> cells = glp.register(glp.data.pbmc68k())
+        >>> parts = glp.StandardNormal(3), glp.MLP(4, [8]), glp.NegativeBinomialLikelihood(8, 765)
+        >>> check_composition(glp.VAE(*parts, glp.NormalEncoder(765, 4)), cells.take(range(5)))
+        Traceback (most recent call last):
+            ...
+        genailab_pyro.model.composition.CompositionError: expected a prior of 4 latents, as the encoder...
+    """
+    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
+        _check(vae, minibatch)
+
+
+def _check(vae: "VAE", minibatch: Minibatch) -> None:
+    condition = context = vae.condition(minibatch)
+    above: tuple[Tensor, ...] = ()
+    if vae.upper is not None:
+        posterior = _asked("upper", vae.upper.posterior, minibatch)
+        _check_prior("upper", _asked("upper", vae.upper.prior, condition), posterior)
+        above = (posterior.sample(),)
+        context = beside(condition, above[0].expand(minibatch.size, -1))
+    genes = 0 if minibatch.counts is None else minibatch.counts.shape[-1]
+    posterior = _asked("encoder", vae.encoder, minibatch, *above, seen=f"cells of {genes} genes")
+    _check_event("encoder", posterior, minibatch.size)
+    prior = _asked("prior", vae.prior, context, seen=f"a condition of width {context.shape[-1]}")
+    _check_prior("prior", prior, posterior)
+    z = posterior.sample().expand(minibatch.size, -1)
+    width = f"{z.shape[-1]} latents beside a condition of width {condition.shape[-1]}"
+    features = _asked("decoder", vae.decoder, z, condition, seen=width)
+    seen = f"features of width {features.shape[-1]}"
+    likelihood = _asked("likelihood", vae.likelihood, features, minibatch, seen=seen)
+    observed = vae.likelihood.observed(minibatch)
+    if observed is not None and tuple(likelihood.event_shape) != tuple(observed.shape[1:]):
+        raise CompositionError(
+            f"expected a likelihood over {observed.shape[-1]} genes, as the cells have, got {_named(vae.likelihood)} "
+            f"of event shape {list(likelihood.event_shape)}; declare it with genes={observed.shape[-1]}, and its "
+            "distribution with .to_event(1)"
+        )
+    for head in vae.heads:
+        _asked("head", head, z, minibatch, *above, seen=f"{z.shape[-1]} latents")
+
+
+def _named(part: Any) -> str:
+    return type(part).__name__
+
+
+def _asked(role: str, part: Callable[..., Any], *arguments: Any, seen: str = "the cells") -> Any:
+    """What a part answers; its own errors about shapes are given its name."""
+    try:
+        return part(*arguments)
+    except RuntimeError as error:
+        owner = getattr(part, "__self__", part)
+        reason = str(error).split("\n")[0]
+        raise CompositionError(
+            f"expected the {role} {_named(owner)} to take {seen}, got: {reason}; declare it with these widths"
+        ) from error
+
+
+def _check_event(role: str, distribution: Any, size: int) -> None:
+    batch, event = distribution.batch_shape, distribution.event_shape
+    if len(event) != 1 or len(batch) > 1 or (batch and batch[0] not in (1, size)):
+        raise CompositionError(
+            f"expected the {role} to give one distribution of event shape [latent] per cell, got batch shape "
+            f"{list(batch)} and event shape {list(event)} for {size} cells; add .to_event(1)"
+        )
+
+
+def _check_prior(role: str, prior: Any, posterior: Any) -> None:
+    """Hold a prior against what the guide draws in its place."""
+    where = "prior" if role == "prior" else "prior of the upper latent"
+    if prior.event_shape != posterior.event_shape:
+        width = " x ".join(map(str, posterior.event_shape)) or "no"
+        raise CompositionError(
+            f"expected a {where} of {width} latents, as the encoder has, got one of event shape "
+            f"{list(prior.event_shape)}; declare both with the same number of latents"
+        )
+    if prior.support.is_discrete != posterior.support.is_discrete:
+        kinds = ["discrete" if item.support.is_discrete else "continuous" for item in (prior, posterior)]
+        raise CompositionError(
+            f"expected a {where} and an encoder over the same kind of latent, got a {kinds[0]} prior and a {kinds[1]} "
+            "encoder; such as Bits with a BernoulliEncoder, or StandardNormal with a NormalEncoder"
+        )

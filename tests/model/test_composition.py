@@ -1,0 +1,93 @@
+"""Parts that do not go together are refused, with the reason, before anything is trained."""
+
+import pytest
+import torch
+
+import genailab_pyro as glp
+from genailab_pyro.model.composition import CompositionError, check_composition
+
+GENES, LATENT = 12, 4
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return glp.register(glp.data.simulate(40, GENES, num_types=2, seed=0).adata, labels="cell_type")
+
+
+def vae(**parts):
+    fitting = {
+        "prior": glp.StandardNormal(LATENT),
+        "decoder": glp.MLP(LATENT, [8]),
+        "likelihood": glp.NegativeBinomialLikelihood(8, GENES),
+        "encoder": glp.NormalEncoder(GENES, LATENT, [8]),
+    }
+    return glp.VAE(**{**fitting, **parts})
+
+
+WRONG = {
+    "a prior of another width": ({"prior": glp.StandardNormal(3)}, r"expected a prior of 4 latents.*event shape \[3\]"),
+    "a prior that would be broadcast": ({"prior": glp.StandardNormal(1)}, r"expected a prior of 4 latents"),
+    "a prior of bits": ({"prior": glp.Bits(LATENT)}, "a discrete prior and a continuous encoder"),
+    "a prior of another condition": (
+        {"prior": glp.DependentNormal(2, LATENT)},
+        "prior DependentNormal to take a condition of width 0",
+    ),
+    "an encoder of bits": ({"encoder": glp.BernoulliEncoder(GENES, LATENT)}, "a continuous prior and a discrete enc"),
+    "an encoder of other genes": (
+        {"encoder": glp.NormalEncoder(11, LATENT)},
+        "encoder NormalEncoder to take cells of 12",
+    ),
+    "a decoder of another latent": ({"decoder": glp.MLP(3, [8])}, "decoder MLP to take 4 latents beside a condition"),
+    "a likelihood of other features": (
+        {"likelihood": glp.NegativeBinomialLikelihood(7, GENES)},
+        "likelihood NegativeBinomialLikelihood to take features of width 8",
+    ),
+    "a likelihood of other genes": (
+        {"likelihood": glp.NegativeBinomialLikelihood(8, 11)},
+        r"a likelihood over 12 genes, as the cells have.*event shape \[11\]",
+    ),
+    "a head of another latent": ({"heads": [glp.LabelHead(3, 2)]}, "head LabelHead to take 4 latents"),
+    "an upper latent of another width": (
+        {
+            "prior": glp.DependentNormal(3, LATENT),
+            "encoder": glp.NormalEncoder(GENES, LATENT, [8], upper_dim=2),
+            "upper": glp.UpperNormal(GENES, 2, [8]),
+        },
+        "prior DependentNormal to take a condition of width 2",
+    ),
+}
+
+
+@pytest.mark.parametrize(("parts", "message"), WRONG.values(), ids=WRONG)
+def test_what_does_not_fit_is_refused_by_name(parts, message, cells):
+    with pytest.raises(CompositionError, match=message):
+        glp.fit(vae(**parts), cells, max_epochs=1, progress=False)
+
+
+RIGHT = {
+    "the standard": lambda: vae(),
+    "a conditional": lambda: glp.CVAE_ZINB(GENES, LATENT, 0, [8]),
+    "bits": lambda: glp.BernoulliVAE(GENES, LATENT, 0, [8]),
+    "two layers": lambda: glp.HierarchicalVAE(GENES, LATENT, 0, [8], upper_dim=2),
+    "a label": lambda: glp.LabelVAE(GENES, LATENT, 0, [8], num_labels=3),
+    "a head": lambda: vae(heads=[glp.LabelHead(LATENT, 2)]),
+    "values": lambda: vae(likelihood=glp.GaussianLikelihood(8, GENES)),
+}
+
+
+@pytest.mark.parametrize("build", RIGHT.values(), ids=RIGHT)
+def test_what_fits_passes_and_leaves_the_random_state(build, cells):
+    torch.manual_seed(0)
+    fitting, before = build(), torch.get_rng_state()
+    check_composition(fitting, cells.take(range(6)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Unfinished(glp.NormalEncoder):
+    def forward(self, minibatch, upper=None):
+        return super().forward(minibatch).base_dist
+
+
+def test_a_forgotten_event_is_named(cells):
+    with pytest.raises(CompositionError, match=r"encoder to give one distribution of event shape \[latent\] per cell"):
+        check_composition(vae(encoder=Unfinished(GENES, LATENT, [8])), cells.take(range(6)))
