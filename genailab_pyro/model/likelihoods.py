@@ -45,8 +45,57 @@ class Likelihood(Declared):
         """Counts that stand for values drawn at the site ``"x"``."""
         return values
 
+    def slopes(self) -> Float[Tensor, "genes features"] | None:
+        """Change of each gene's location with each feature; None where that is not one number."""
+        return None
+
     def initialise(self, minibatch: Minibatch) -> None:
         """Move the parameters near the data before training, from a sample of cells."""
+
+
+class RateLikelihood(Likelihood):
+    """Base of the likelihoods declared by a mean count of ``library * softmax(decoder)``.
+
+    With a size factor in place of the library, the mean is ``size_factor * exp(decoder)``: proportions need not sum
+    to one.
+
+    Args:
+        features: Width of the decoder's features.
+        genes: Number of genes.
+        size_factor: Whether the library of a minibatch is a size factor.
+    """
+
+    def __init__(self, features: int, genes: int, *, size_factor: bool = False) -> None:
+        super().__init__()
+        self.size_factor = size_factor
+        self.log_expression = nn.Linear(features, genes)
+
+    def log_mean(self, features: Features, minibatch: Minibatch) -> PerGene:
+        """Logarithm of the mean count, shape ``[*particles, cells, genes]``."""
+        values = self.log_expression(features)
+        if not self.size_factor:
+            values = log_softmax(values, dim=-1)
+        return values + minibatch.library.log().unsqueeze(-1)
+
+    def expression(self, features: Features, minibatch: Minibatch) -> PerGene:
+        """Mean count at a library of one, before extra zeros: proportions, unless there is a size factor."""
+        return self.log_mean(features, minibatch._replace(library=torch.ones_like(minibatch.library))).exp()
+
+    def slopes(self) -> Float[Tensor, "genes features"]:
+        """Change of each gene's log expression with each feature; centred over the genes where they are proportions.
+
+        A number added to all genes leaves proportions as they are.
+        """
+        weight = self.log_expression.weight
+        return weight if self.size_factor else weight - weight.mean(0)
+
+    def initialise(self, minibatch: Minibatch) -> None:
+        """Set the output bias to the logarithm of each gene's share of all counts."""
+        if minibatch.counts is not None:
+            # Half a count keeps a gene without counts in the sample finite.
+            share = (minibatch.counts.sum(0) + 0.5) / minibatch.library.sum()
+            with torch.no_grad():
+                self.log_expression.bias.copy_(share.log())
 
 
 class InverseDispersion(Declared):
@@ -110,7 +159,7 @@ INVERSE_DISPERSIONS: dict[str, type[InverseDispersion]] = {
 }
 
 
-class NegativeBinomialLikelihood(Likelihood):
+class NegativeBinomialLikelihood(RateLikelihood):
     """Negative binomial counts of mean ``library * softmax(decoder)``.
 
     With a size factor in place of the library, the mean is ``size_factor * exp(decoder)``: proportions need not sum
@@ -135,32 +184,15 @@ class NegativeBinomialLikelihood(Likelihood):
         inverse_dispersion: InverseDispersion | None = None,
         size_factor: bool = False,
     ) -> None:
-        super().__init__()
-        self.size_factor = size_factor
-        self.log_expression = nn.Linear(features, genes)
+        super().__init__(features, genes, size_factor=size_factor)
         self.log_inverse_dispersion = (
             GeneInverseDispersion(features, genes) if inverse_dispersion is None else inverse_dispersion
         )
-
-    def log_mean(self, features: Features, minibatch: Minibatch) -> PerGene:
-        """Logarithm of the mean count, shape ``[*particles, cells, genes]``."""
-        values = self.log_expression(features)
-        if not self.size_factor:
-            values = log_softmax(values, dim=-1)
-        return values + minibatch.library.log().unsqueeze(-1)
 
     def forward(self, features: Features, minibatch: Minibatch) -> Any:
         """Negative binomial of event shape ``[genes]``."""
         log_mean = self.log_mean(features, minibatch)
         return NegativeBinomial(log_mean, self.log_inverse_dispersion(features, minibatch)).to_event(1)
-
-    def initialise(self, minibatch: Minibatch) -> None:
-        """Set the output bias to the logarithm of each gene's share of all counts."""
-        if minibatch.counts is not None:
-            # Half a count keeps a gene without counts in the sample finite.
-            share = (minibatch.counts.sum(0) + 0.5) / minibatch.library.sum()
-            with torch.no_grad():
-                self.log_expression.bias.copy_(share.log())
 
 
 class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
@@ -206,10 +238,6 @@ class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
             gate_logits=self.gate_logits(features),
         ).to_event(1)
 
-    def expression(self, features: Features, minibatch: Minibatch) -> PerGene:
-        """Mean expression at a library of one, before extra zeros."""
-        return self.log_mean(features, minibatch._replace(library=torch.ones_like(minibatch.library))).exp()
-
 
 class GaussianLikelihood(Likelihood):
     """Normal log-normalised values ``y = log1p(target * counts / library)``, with a learned scale per gene.
@@ -243,6 +271,10 @@ class GaussianLikelihood(Likelihood):
         loc, scale = self.loc(features), self.scale_of_genes()
         mean = (loc + scale**2 / 2).exp() * ndtr(loc / scale + scale) - ndtr(loc / scale)
         return mean.clamp(min=0) / self.target
+
+    def slopes(self) -> Float[Tensor, "genes features"]:
+        """Change of each gene's mean value with each feature."""
+        return self.loc.weight
 
     def scale_of_genes(self) -> Tensor:
         """Standard deviation of each gene's value, shape ``[genes]``; above .01, so that silent genes are finite."""

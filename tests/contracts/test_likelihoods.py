@@ -13,6 +13,7 @@ from genailab_pyro import (
     MLP,
     VAE,
     GaussianLikelihood,
+    LatentLibrary,
     Likelihood,
     Minibatch,
     NegativeBinomialLikelihood,
@@ -20,6 +21,13 @@ from genailab_pyro import (
     StandardNormal,
     ZeroInflatedNegativeBinomialLikelihood,
     estimators,
+)
+from genailab_pyro.model.count_likelihoods import (
+    BernoulliLikelihood,
+    LogNormalPoissonLikelihood,
+    Mixture,
+    MixtureLikelihood,
+    PoissonLikelihood,
 )
 from genailab_pyro.model.likelihoods import INVERSE_DISPERSIONS
 from genailab_pyro.nn import Declared
@@ -39,12 +47,22 @@ class PoissonCounts(Likelihood):
         return dist.Poisson(log_rate.exp()).to_event(1)
 
 
-def poisson(genes):
-    return PoissonCounts(FEATURES, genes)
+class CountsTogether(PoissonCounts):
+    """Counts of which all genes of a cell are drawn together, given their total."""
+
+    def forward(self, features, minibatch):
+        return dist.Multinomial(7, logits=self.log_expression(features))
 
 
-def gaussian(genes, size_factor=False):
-    return GaussianLikelihood(FEATURES, genes, size_factor=size_factor)
+def plain(cls, size_factor=False):
+    return lambda genes: cls(FEATURES, genes, size_factor=size_factor)
+
+
+def mixture(*classes):
+    return lambda genes: MixtureLikelihood([cls(FEATURES, genes) for cls in classes], genes)
+
+
+gaussian = plain(GaussianLikelihood)
 
 
 def binomial(cls, form, size_factor=False):
@@ -61,13 +79,29 @@ COUNTS = {
         {"nb": NegativeBinomialLikelihood, "zinb": ZeroInflatedNegativeBinomialLikelihood}.items(), INVERSE_DISPERSIONS
     )
 }
+RATES = {"poisson": PoissonLikelihood, "log-normal-poisson": LogNormalPoissonLikelihood}
 SIZE_FACTORS = {
     "nb-size-factor": binomial(NegativeBinomialLikelihood, "gene", size_factor=True),
     "zinb-size-factor": binomial(ZeroInflatedNegativeBinomialLikelihood, "gene", size_factor=True),
+    **{f"{name}-size-factor": plain(cls, size_factor=True) for name, cls in RATES.items()},
 }
-VALUES = {"gaussian": gaussian, "gaussian-size-factor": lambda genes: gaussian(genes, size_factor=True)}
-PROPORTIONS = {**COUNTS, "poisson": poisson}
-ROSTER = {**PROPORTIONS, **SIZE_FACTORS, **VALUES}
+VALUES = {
+    "gaussian": gaussian,
+    "gaussian-size-factor": plain(GaussianLikelihood, size_factor=True),
+    "mixture-of-values": mixture(GaussianLikelihood, GaussianLikelihood),
+}
+SHARES = {**COUNTS, **{name: plain(cls) for name, cls in RATES.items()}}
+PROPORTIONS = {**SHARES, "own": lambda genes: PoissonCounts(FEATURES, genes)}
+MIXTURES = {
+    "mixture": mixture(NegativeBinomialLikelihood, NegativeBinomialLikelihood),
+    "mixture-of-families": mixture(PoissonLikelihood, LogNormalPoissonLikelihood, NegativeBinomialLikelihood),
+}
+DETECTED = {
+    "bernoulli": plain(BernoulliLikelihood),
+    "bernoulli-size-factor": plain(BernoulliLikelihood, size_factor=True),
+}
+OVER_COUNTS = {**PROPORTIONS, **SIZE_FACTORS, **MIXTURES}
+ROSTER = {**OVER_COUNTS, **VALUES, **DETECTED}
 
 
 def over(table):
@@ -126,7 +160,7 @@ def test_particles_are_scored_as_if_alone(build, minibatch):
         torch.testing.assert_close(together[particle], alone)
 
 
-@over({**COUNTS, **SIZE_FACTORS, "poisson": poisson})
+@over(OVER_COUNTS)
 def test_a_library_for_each_particle_is_broadcast(build, minibatch):
     likelihood, features = make(build), torch.randn(3, CELLS, FEATURES)
     library = minibatch.library * torch.tensor([[1.0], [2.0], [3.0]])
@@ -140,9 +174,12 @@ def test_probabilities_of_all_values_sum_to_one(build):
     likelihood = make(build, genes=1).double()
     features = torch.randn(3, FEATURES, dtype=torch.float64)
     minibatch = cells([[1.0], [4.0], [9.0]], dtype=torch.float64)
-    step = 0.01 if build in VALUES.values() else 1.0
-    start = -100.0 if build in VALUES.values() else 0.0
-    values = torch.arange(start, 3000 * step + 1, step, dtype=torch.float64)[:, None, None]
+    start, stop, step = 0.0, 3001.0, 1.0
+    if build in VALUES.values():
+        start, stop, step = -100.0, 31.0, 0.01
+    if build in DETECTED.values():
+        stop = 2.0
+    values = torch.arange(start, stop, step, dtype=torch.float64)[:, None, None]
     total = likelihood(features, minibatch).log_prob(values).logsumexp(0).exp() * step
     torch.testing.assert_close(total, torch.ones(3, dtype=torch.float64), rtol=1e-4, atol=0)
 
@@ -172,7 +209,7 @@ def test_every_parameter_gets_a_gradient(build, minibatch):
         assert gradient.abs().max() > 0, name
 
 
-@over(PROPORTIONS)
+@over({**PROPORTIONS, "bernoulli": DETECTED["bernoulli"]})
 def test_expression_sums_to_one_and_does_not_depend_on_the_library(build, minibatch):
     likelihood, features = make(build), torch.randn(3, CELLS, FEATURES)
     expression = likelihood.expression(features, minibatch)
@@ -181,7 +218,7 @@ def test_expression_sums_to_one_and_does_not_depend_on_the_library(build, miniba
     torch.testing.assert_close(likelihood.expression(features, richer), expression)
 
 
-@over({name: build for name, build in {**PROPORTIONS, **SIZE_FACTORS}.items() if not name.startswith("zinb")})
+@over({name: build for name, build in OVER_COUNTS.items() if not name.startswith("zinb")})
 def test_expression_times_the_library_is_the_mean_count(build, minibatch):
     likelihood, features = make(build), torch.randn(3, CELLS, FEATURES)
     expression = likelihood.expression(features, minibatch)
@@ -205,7 +242,8 @@ def test_the_mean_of_draws_is_the_mean(build, minibatch):
     draws = distribution.sample((4000,)).double()
     error = draws.std(0) / len(draws) ** 0.5
     distance = (draws.mean(0) - distribution.mean).abs() / error.clamp(min=1e-9)
-    often = (draws > 0).sum(0) > 100  # where the normal approximation holds
+    # Where the normal approximation holds.
+    often = ((draws > 0).sum(0) > 100) & ((draws != 1).sum(0) > 100)
     assert often.any()
     assert distance[often].max() < 5
     assert ((draws.mean(0) - 2 * distribution.mean).abs() / error)[often].max() > 5
@@ -222,6 +260,14 @@ def test_draws_stand_for_non_negative_whole_counts(build, minibatch):
 
 
 @over(ROSTER)
+def test_the_counts_that_stand_for_an_observation_are_observed_as_it(build, minibatch):
+    likelihood = make(build)
+    observed = likelihood.observed(minibatch)
+    counts = likelihood.to_counts(observed, minibatch)
+    torch.testing.assert_close(likelihood.observed(minibatch._replace(counts=counts)), observed)
+
+
+@over({**OVER_COUNTS, **VALUES})
 def test_the_counts_of_what_is_observed_are_the_counts(build, minibatch):
     likelihood = make(build)
     again = likelihood.to_counts(likelihood.observed(minibatch), minibatch)
@@ -233,7 +279,7 @@ def test_nothing_is_observed_where_counts_are_to_be_drawn(build, minibatch):
     assert make(build).observed(minibatch._replace(counts=None)) is None
 
 
-@over({**PROPORTIONS, **SIZE_FACTORS})
+@over(OVER_COUNTS)
 def test_counts_are_observed_as_they_are(build, minibatch):
     likelihood = make(build)
     assert likelihood.observed(minibatch) is minibatch.counts
@@ -270,7 +316,24 @@ def test_expression_of_the_gaussian_is_the_mean_of_what_its_values_stand_for(min
     assert ((draws.mean(0) - median).abs() > 5 * error).any()
 
 
-@over(COUNTS | SIZE_FACTORS)
+@over({**SHARES, **SIZE_FACTORS, **DETECTED})
+def test_slopes_are_the_changes_of_the_log_expression(build, minibatch):
+    likelihood = make(build).double()
+    minibatch = minibatch.to(dtype=torch.float64)
+    features = torch.randn(CELLS, FEATURES, dtype=torch.float64)
+    steps = torch.eye(FEATURES, dtype=torch.float64)[:, None]
+    change = likelihood.expression(features + steps, minibatch).log() - likelihood.expression(features, minibatch).log()
+    if not likelihood.size_factor:
+        change = change - change.mean(-1, keepdim=True)
+    torch.testing.assert_close(change, likelihood.slopes().t()[:, None].expand_as(change))
+
+
+@over(MIXTURES | {"mixture-of-values": VALUES["mixture-of-values"], "own": PROPORTIONS["own"]})
+def test_a_likelihood_without_one_linear_output_has_no_slopes(build):
+    assert make(build).slopes() is None
+
+
+@over({**SHARES, **SIZE_FACTORS, **DETECTED})
 def test_initialise_moves_the_bias_to_the_shares_of_the_genes(build, minibatch):
     likelihood = make(build)
     silent = minibatch._replace(counts=minibatch.counts * (torch.arange(GENES) > 0))
@@ -286,6 +349,7 @@ def test_initialise_moves_location_and_scale_of_the_gaussian(minibatch):
     likelihood.initialise(minibatch)
     values = likelihood.observed(minibatch)
     distribution = likelihood(torch.zeros(CELLS, FEATURES), minibatch)
+    torch.testing.assert_close(likelihood.slopes(), likelihood.loc.weight)
     torch.testing.assert_close(distribution.mean[0], values.mean(0))
     torch.testing.assert_close(distribution.base_dist.scale[0], values.std(0).clamp(min=0.05) + 0.01)
 
@@ -371,3 +435,110 @@ def test_the_variance_is_the_mean_plus_its_square_over_the_inverse_dispersion(mi
         theta = likelihood.log_inverse_dispersion(features, minibatch).exp()
         mean = distribution.mean
         torch.testing.assert_close(distribution.variance, mean + mean**2 / theta)
+
+
+@pytest.mark.parametrize("size_factor", [False, True])
+def test_poisson_counts_vary_as_their_mean_and_log_normal_ones_as_its_square_too(size_factor, minibatch):
+    features = torch.randn(CELLS, FEATURES)
+    counts = make(plain(PoissonLikelihood, size_factor))(features, minibatch)
+    torch.testing.assert_close(counts.variance, counts.mean)
+    torch.testing.assert_close(
+        counts.log_prob(minibatch.counts), dist.Poisson(counts.mean).log_prob(minibatch.counts).sum(-1)
+    )
+    likelihood = make(plain(LogNormalPoissonLikelihood, size_factor))
+    counts = likelihood(features, minibatch)
+    inflation = torch.expm1(likelihood.scale_of_genes() ** 2)
+    torch.testing.assert_close(counts.variance, counts.mean + inflation * counts.mean**2)
+
+
+def test_the_scale_of_the_log_rate_begins_at_one_and_stays_where_its_density_is_accurate():
+    likelihood = LogNormalPoissonLikelihood(FEATURES, GENES)
+    assert ((likelihood.scale_of_genes() > 0.9) & (likelihood.scale_of_genes() < 1.1)).all()
+    with torch.no_grad():
+        likelihood.spread.copy_(torch.tensor([-1e4, -100.0, -1.0, 1.0, 100.0, 1e4]))
+    assert ((likelihood.scale_of_genes() >= 0.01) & (likelihood.scale_of_genes() <= 2)).all()
+
+
+@pytest.mark.parametrize("library", [1e-12, 1.0, 50.0, 1e6])
+def test_a_gene_is_detected_where_its_poisson_count_is_above_zero(library, minibatch):
+    likelihood = make(DETECTED["bernoulli"]).double()
+    minibatch = minibatch.to(dtype=torch.float64)._replace(library=torch.full((CELLS,), library, dtype=torch.float64))
+    features = torch.randn(CELLS, FEATURES, dtype=torch.float64)
+    rate = library * likelihood.expression(features, minibatch)
+    detected = likelihood(features, minibatch)
+    torch.testing.assert_close(detected.mean, -torch.expm1(-rate))
+    none, all_of_them = torch.zeros_like(minibatch.counts), torch.ones_like(minibatch.counts)
+    torch.testing.assert_close(detected.log_prob(none), -rate.sum(-1))
+    torch.testing.assert_close(detected.log_prob(all_of_them), (-torch.expm1(-rate)).log().sum(-1))
+
+
+def test_what_is_observed_of_a_detected_gene_is_that_it_is_above_zero(minibatch):
+    counts = minibatch.counts * (torch.arange(GENES) % 2)
+    observed = make(DETECTED["bernoulli"]).observed(minibatch._replace(counts=counts))
+    assert torch.equal(observed, (counts > 0).float())
+    assert BernoulliLikelihood.scale == "detected"
+
+
+def test_a_latent_library_is_refused_beside_detected_genes():
+    with pytest.raises(ValueError, match="expected a likelihood over counts beside a latent library, got Bernoulli"):
+        VAE(
+            StandardNormal(2),
+            MLP(2, [FEATURES]),
+            BernoulliLikelihood(FEATURES, GENES),
+            NormalEncoder(GENES, 2, [8]),
+            library=LatentLibrary(GENES, [3.0], [1.0], [8]),
+        )
+
+
+@over(MIXTURES)
+def test_a_mixture_weighs_the_probabilities_of_each_gene(build, minibatch):
+    likelihood, features = make(build), torch.randn(3, CELLS, FEATURES)
+    weights = likelihood.logits.softmax(-1)
+    parts = [part(features, minibatch) for part in likelihood.likelihoods]
+    probabilities = torch.stack([part.base_dist.log_prob(minibatch.counts).exp() for part in parts], dim=-1)
+    whole = likelihood(features, minibatch)
+    torch.testing.assert_close(whole.log_prob(minibatch.counts), (weights * probabilities).sum(-1).log().sum(-1))
+    means = torch.stack([part.mean for part in parts], dim=-1)
+    squares = torch.stack([part.variance + part.mean**2 for part in parts], dim=-1)
+    torch.testing.assert_close(whole.mean, (weights * means).sum(-1))
+    variance = (weights * squares).sum(-1) - whole.mean**2
+    torch.testing.assert_close(whole.variance, variance, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mixture_of_one_likelihood_with_itself_is_that_likelihood(minibatch):
+    likelihood, features = make(COUNTS["nb-gene"]), torch.randn(CELLS, FEATURES)
+    twice = MixtureLikelihood([likelihood, likelihood], GENES)
+    for whole, part in zip(
+        twice(features, minibatch).log_prob(minibatch.counts),
+        likelihood(features, minibatch).log_prob(minibatch.counts),
+        strict=True,
+    ):
+        torch.testing.assert_close(whole, part)
+    again = Declared.declare(twice.declaration())
+    assert again.likelihoods[0] is again.likelihoods[1]
+
+
+def test_a_mixture_refuses_what_does_not_mix(minibatch):
+    with pytest.raises(ValueError, match="at least two likelihoods to mix, got 1"):
+        MixtureLikelihood([PoissonLikelihood(FEATURES, GENES)], GENES)
+    with pytest.raises(ValueError, match=r"over the same values, got \['counts', 'detected'\]"):
+        MixtureLikelihood([PoissonLikelihood(FEATURES, GENES), BernoulliLikelihood(FEATURES, GENES)], GENES)
+    together = MixtureLikelihood([PoissonLikelihood(FEATURES, GENES), CountsTogether(FEATURES, GENES)], GENES)
+    with pytest.raises(TypeError, match=r"independent over genes.*got Multinomial from CountsTogether"):
+        together(torch.randn(CELLS, FEATURES), minibatch)
+    nested = MixtureLikelihood([make(MIXTURES["mixture"]), PoissonLikelihood(FEATURES, GENES)], GENES)
+    assert nested(torch.randn(CELLS, FEATURES), minibatch).event_shape == (GENES,)
+
+
+def test_a_mixture_asks_for_a_logit_of_each_component():
+    with pytest.raises(ValueError, match=r"a logit for each of 2 components, got \[3\]"):
+        Mixture([dist.Poisson(torch.tensor(1.0)), dist.Poisson(torch.tensor(2.0))], torch.zeros(3))
+
+
+def test_a_mixture_checks_its_values_and_expands():
+    counts = Mixture(
+        [dist.Poisson(torch.tensor(1.0)), dist.Geometric(torch.tensor(0.5))], torch.zeros(2), validate_args=True
+    )
+    assert counts.expand((3, 2)).sample((4,)).shape == (4, 3, 2)
+    with pytest.raises(ValueError, match="within the support"):
+        counts.expand((3,)).log_prob(torch.tensor([0.5, 1.0, 2.0]))
