@@ -1,6 +1,14 @@
 """Models: priors, likelihoods, encoders, and the VAE that joins them into one Pyro model/guide pair."""
 
 from genailab_pyro.model.check import PairError, check_pair
+from genailab_pyro.model.composition import CompositionError, check_composition
+from genailab_pyro.model.count_likelihoods import (
+    BernoulliLikelihood,
+    LogNormalPoissonLikelihood,
+    MixtureLikelihood,
+    PoissonLikelihood,
+)
+from genailab_pyro.model.decoders import LinearDecoder, loadings
 from genailab_pyro.model.encoders import BernoulliEncoder, Encoder, LatentLibrary, NormalEncoder, TrunkEncoder
 from genailab_pyro.model.heads import Head, LabelHead, ValueHead
 from genailab_pyro.model.likelihoods import (
@@ -27,9 +35,11 @@ __all__ = [
     "VAE_NB",
     "VAE_ZINB",
     "BernoulliEncoder",
+    "BernoulliLikelihood",
     "BernoulliVAE",
     "Bits",
     "CellInverseDispersion",
+    "CompositionError",
     "ConditionInverseDispersion",
     "DependentNormal",
     "Encoder",
@@ -43,10 +53,14 @@ __all__ = [
     "LabelVAE",
     "LatentLibrary",
     "Likelihood",
+    "LinearDecoder",
+    "LogNormalPoissonLikelihood",
+    "MixtureLikelihood",
     "NegativeBinomialLikelihood",
     "NormalEncoder",
     "PairError",
     "Penalty",
+    "PoissonLikelihood",
     "Prior",
     "StandardNormal",
     "TrunkEncoder",
@@ -56,5 +70,7 @@ __all__ = [
     "VAE_Gaussian",
     "ValueHead",
     "ZeroInflatedNegativeBinomialLikelihood",
+    "check_composition",
     "check_pair",
+    "loadings",
 ]

@@ -53,6 +53,12 @@ def with_encoder(build: Callable[[], glp.Encoder]) -> Callable[..., VAE]:
     return lambda likelihood=counts: VAE(glp.StandardNormal(LATENT), decoder(), likelihood(), build())
 
 
+def with_linear_decoder() -> VAE:
+    """A VAE whose decoder can be read."""
+    likelihood = glp.NegativeBinomialLikelihood(LATENT, GENES)
+    return VAE(glp.StandardNormal(LATENT), glp.LinearDecoder(LATENT), likelihood, normal_encoder())
+
+
 def structured(declared: type, **options: int) -> Callable[..., VAE]:
     """A declared VAE of the package."""
     return lambda: declared(GENES, LATENT, 0, [FEATURES], dropout=0.0, **options)
@@ -84,8 +90,13 @@ LIKELIHOODS: dict[str, Callable[[], glp.Likelihood]] = {
     "GaussianLikelihood": lambda: glp.GaussianLikelihood(FEATURES, GENES),
     "NegativeBinomialLikelihood": counts,
     "ZeroInflatedNegativeBinomialLikelihood": lambda: glp.ZeroInflatedNegativeBinomialLikelihood(FEATURES, GENES),
+    "PoissonLikelihood": lambda: glp.PoissonLikelihood(FEATURES, GENES),
+    "LogNormalPoissonLikelihood": lambda: glp.LogNormalPoissonLikelihood(FEATURES, GENES),
+    "BernoulliLikelihood": lambda: glp.BernoulliLikelihood(FEATURES, GENES),
+    "MixtureLikelihood": lambda: glp.MixtureLikelihood([counts(), glp.PoissonLikelihood(FEATURES, GENES)], GENES),
 }
 STRUCTURES = {
+    "LinearDecoder": Part(with_linear_decoder),
     "HierarchicalVAE": Part(structured(glp.HierarchicalVAE, upper_dim=2)),
     "LabelVAE": Part(structured(glp.LabelVAE, num_labels=3), frozenset({"disarm"}), "discrete"),
     "BernoulliVAE": Part(structured(glp.BernoulliVAE), frozenset({"enum"}), "discrete"),
