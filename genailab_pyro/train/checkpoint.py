@@ -1,8 +1,9 @@
 """What an interrupted run needs to go on bit for bit: its declaration once, its state after each epoch."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,14 @@ def fingerprint(cells: Cells) -> str:
 
 
 def _kinds(penalties: Sequence[Penalty]) -> list[str]:
-    return [type(penalty).__name__ for penalty in penalties]
+    """What each penalty is, with what it was declared with where that can be told."""
+    return [_kind(penalty) for penalty in penalties]
+
+
+def _kind(penalty: Penalty) -> str:
+    if isinstance(penalty, Declared):
+        return json.dumps(penalty.declaration())
+    return repr(penalty) if is_dataclass(penalty) else getattr(penalty, "__qualname__", type(penalty).__name__)
 
 
 def write_parts(
@@ -139,7 +147,7 @@ def read_parts(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def save_state(folder: Path, run: Run) -> None:
-    """Write the state after an epoch: weights, optimizer, random state and record, in one file."""
+    """Write the state after an epoch: weights, optimizer, what penalties learned, random state, record, in one file."""
     tensors: dict[str, Tensor] = {"random": torch.get_rng_state()}
     if run.device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(run.device)
@@ -147,6 +155,8 @@ def save_state(folder: Path, run: Run) -> None:
     tensors |= {f"optimizer/{name}": value for name, value in run.optim.get_state().items()}
     if run.baseline is not None:
         tensors |= {f"baseline/{name}": value for name, value in run.baseline.state_dict().items()}
+    for position, penalty in enumerate(run.learning_penalties):
+        tensors |= {f"penalty_{position}/{name}": value for name, value in penalty.state_dict().items()}
     if run.best_weights is not None:
         tensors |= {f"best/{name}": value for name, value in run.best_weights.items()}
     write_tensors(folder / STATE, tensors, asdict(run.record))
@@ -162,7 +172,8 @@ def restore_state(folder: Path, run: Run) -> None:
     path = folder / STATE
     remove_parts(path)
     tensors, note = read_tensors(path)
-    parts: dict[str, dict[str, Tensor]] = {"weights": {}, "optimizer": {}, "best": {}, "baseline": {}}
+    learning = [f"penalty_{position}" for position in range(len(run.learning_penalties))]
+    parts: dict[str, dict[str, Tensor]] = {name: {} for name in ("weights", "optimizer", "best", "baseline", *learning)}
     for key, value in tensors.items():
         part, _, name = key.partition("/")
         if part in parts:
@@ -174,6 +185,8 @@ def restore_state(folder: Path, run: Run) -> None:
     try:
         if run.baseline is not None:
             run.baseline.load_state_dict(parts["baseline"])
+        for name, penalty in zip(learning, run.learning_penalties, strict=True):
+            penalty.load_state_dict(parts[name])
         run.optim.set_state(parts["optimizer"])
         run.record = Record(**note)
         torch.set_rng_state(tensors["random"])

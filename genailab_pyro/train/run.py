@@ -1,6 +1,7 @@
 """One training run, epoch by epoch: everything that its next step depends on, and nothing else."""
 
 import contextlib
+import copy
 import math
 import time
 import warnings
@@ -13,7 +14,7 @@ import pyro
 import torch
 from pyro.infer import SVI
 from pyro.poutine import Trace
-from torch import Tensor
+from torch import Tensor, nn
 
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.estimators import Estimator, Handled
@@ -95,6 +96,7 @@ class Run:
         self.dtype = next(vae.parameters()).dtype
         self.training = training
         self.seed = seed
+        penalties = copy.deepcopy(tuple(penalties))  # what they learn in a run is the run's own
         if training.free_bits:
             penalties = (*penalties, self._free_bits)
         if penalties and not estimator.reparameterised:
@@ -113,6 +115,7 @@ class Run:
         self.model, self.guide = model, guide
         self.baseline = elbo.baseline
         self.objective = Objective(elbo, penalties)
+        self.learning_penalties = [penalty for penalty in penalties if isinstance(penalty, nn.Module)]
         clip = None if training.gradient_clip is None else training.gradient_clip * len(self.train_cells)
         self.optim = ModuleOptim(
             vae,

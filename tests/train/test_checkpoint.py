@@ -252,8 +252,10 @@ def renamed(adata):
 
 def test_other_penalties_are_refused(vae, cells, train, tmp_path):
     train(vae, cells, penalties=[glp.FreeBits(0.1)], run_folder=tmp_path)
-    with pytest.raises(ValueError, match=r"expected the penalties \['FreeBits'\] .* got \[\]"):
+    with pytest.raises(ValueError, match=r"expected the penalties \[.FreeBits\(floor=0.1.* got \[\]"):
         glp.resume(tmp_path, cells, progress=False)
+    with pytest.raises(ValueError, match=r"got .*FreeBits\(floor=0.2"):
+        glp.resume(tmp_path, cells, penalties=[glp.FreeBits(0.2)], progress=False)
     fit = glp.resume(tmp_path, cells, penalties=[glp.FreeBits(0.1)], progress=False)
     assert len(fit.history) == 3
 
