@@ -1,7 +1,28 @@
-"""Scores: held-out likelihood, agreement with labels, mixing of batches, predictive checks of genes."""
+"""Scores: held-out likelihood, agreement with labels, mixing of batches, checks of genes, disentanglement."""
 
 from genailab_pyro.evaluation.clusters import LabelAgreement, batch_excess, label_agreement
+from genailab_pyro.evaluation.disentanglement import (
+    DCI,
+    dci,
+    disentanglement,
+    mutual_information_gap,
+    separated_attribute_predictability,
+)
 from genailab_pyro.evaluation.genes import GeneStatistics
 from genailab_pyro.evaluation.heldout import Estimate, compare_models
+from genailab_pyro.evaluation.traversals import traverse
 
-__all__ = ["Estimate", "GeneStatistics", "LabelAgreement", "batch_excess", "compare_models", "label_agreement"]
+__all__ = [
+    "DCI",
+    "Estimate",
+    "GeneStatistics",
+    "LabelAgreement",
+    "batch_excess",
+    "compare_models",
+    "dci",
+    "disentanglement",
+    "label_agreement",
+    "mutual_information_gap",
+    "separated_attribute_predictability",
+    "traverse",
+]

@@ -21,7 +21,7 @@ from genailab_pyro.model.likelihoods import (
     NegativeBinomialLikelihood,
     ZeroInflatedNegativeBinomialLikelihood,
 )
-from genailab_pyro.model.penalties import FreeBits, Penalty
+from genailab_pyro.model.penalties import AdversarialTotalCorrelation, FreeBits, Penalty, TotalCorrelation
 from genailab_pyro.model.priors import Bits, DependentNormal, Prior, StandardNormal
 from genailab_pyro.model.structured import BernoulliVAE, HierarchicalVAE, LabelVAE
 from genailab_pyro.model.upper import Upper, UpperLabel, UpperNormal
@@ -34,6 +34,7 @@ __all__ = [
     "VAE",
     "VAE_NB",
     "VAE_ZINB",
+    "AdversarialTotalCorrelation",
     "BernoulliEncoder",
     "BernoulliLikelihood",
     "BernoulliVAE",
@@ -63,6 +64,7 @@ __all__ = [
     "PoissonLikelihood",
     "Prior",
     "StandardNormal",
+    "TotalCorrelation",
     "TrunkEncoder",
     "Upper",
     "UpperLabel",

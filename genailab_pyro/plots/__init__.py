@@ -7,6 +7,7 @@ from genailab_pyro.plots.estimates import estimates
 from genailab_pyro.plots.gradients import gradient_scatter, gradient_variances
 from genailab_pyro.plots.latents import kl_per_latent
 from genailab_pyro.plots.training import compare_curves, training_curves
+from genailab_pyro.plots.traversals import traversals
 
 __all__ = [
     "compare_curves",
@@ -20,6 +21,7 @@ __all__ = [
     "race_curves",
     "signal_to_noise",
     "training_curves",
+    "traversals",
     "variance_against_cost",
     "zero_fraction",
 ]
