@@ -10,6 +10,7 @@ from genailab_pyro.model.count_likelihoods import (
 )
 from genailab_pyro.model.decoders import LinearDecoder, loadings
 from genailab_pyro.model.encoders import BernoulliEncoder, Encoder, LatentLibrary, NormalEncoder, TrunkEncoder
+from genailab_pyro.model.flows import FlowEncoder, FlowPrior
 from genailab_pyro.model.heads import Head, LabelHead, ValueHead
 from genailab_pyro.model.likelihoods import (
     CellInverseDispersion,
@@ -22,7 +23,15 @@ from genailab_pyro.model.likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
 )
 from genailab_pyro.model.penalties import AdversarialTotalCorrelation, FreeBits, Penalty, TotalCorrelation
-from genailab_pyro.model.priors import Bits, DependentNormal, Prior, StandardNormal
+from genailab_pyro.model.priors import (
+    Bits,
+    DependentNormal,
+    MixtureOfNormals,
+    Prior,
+    StandardNormal,
+    StudentT,
+    VampPrior,
+)
 from genailab_pyro.model.structured import BernoulliVAE, HierarchicalVAE, LabelVAE
 from genailab_pyro.model.upper import Upper, UpperLabel, UpperNormal
 from genailab_pyro.model.vae import CVAE, CVAE_NB, CVAE_ZINB, VAE, VAE_NB, VAE_ZINB, VAE_Gaussian
@@ -44,6 +53,8 @@ __all__ = [
     "ConditionInverseDispersion",
     "DependentNormal",
     "Encoder",
+    "FlowEncoder",
+    "FlowPrior",
     "FreeBits",
     "GaussianLikelihood",
     "GeneInverseDispersion",
@@ -57,6 +68,7 @@ __all__ = [
     "LinearDecoder",
     "LogNormalPoissonLikelihood",
     "MixtureLikelihood",
+    "MixtureOfNormals",
     "NegativeBinomialLikelihood",
     "NormalEncoder",
     "PairError",
@@ -64,6 +76,7 @@ __all__ = [
     "PoissonLikelihood",
     "Prior",
     "StandardNormal",
+    "StudentT",
     "TotalCorrelation",
     "TrunkEncoder",
     "Upper",
@@ -71,6 +84,7 @@ __all__ = [
     "UpperNormal",
     "VAE_Gaussian",
     "ValueHead",
+    "VampPrior",
     "ZeroInflatedNegativeBinomialLikelihood",
     "check_composition",
     "check_pair",

@@ -64,7 +64,14 @@ class FreeBits:
 
     def __call__(self, minibatch: Minibatch, guide_trace: Trace, model_trace: Trace) -> Float[Tensor, ""]:
         """The penalty of a minibatch, in nats per cell."""
-        kl = kl_per_latent(guide_trace, model_trace, self.site)
+        try:
+            kl = kl_per_latent(guide_trace, model_trace, self.site)
+        except NotImplementedError as error:
+            pair = " and ".join(kind(trace.nodes[self.site]["fn"]) for trace in (guide_trace, model_trace))
+            raise ValueError(
+                f"expected a guide and a prior of {self.site!r} whose KL has a closed form for each latent, got "
+                f"{pair}; leave the free bits out (free_bits=0)"
+            ) from error
         return (self.floor - kl.flatten(0, -2).mean(0)).clamp(min=0).sum()
 
 

@@ -102,4 +102,5 @@ class ModuleOptim(PyroOptim):
 
 
 def _is_decayed(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim >= 2 and "inverse_dispersion" not in name
+    # Weights of layers; what else has rows and columns, such as the locations of a mixture, has a place of its own.
+    return parameter.ndim >= 2 and name.endswith("weight") and "inverse_dispersion" not in name

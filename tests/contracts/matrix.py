@@ -48,6 +48,12 @@ def with_prior(build: Callable[[], glp.Prior]) -> Callable[..., VAE]:
     return lambda likelihood=counts: VAE(build(), decoder(), likelihood(), normal_encoder())
 
 
+def with_vamp_prior(likelihood: Callable[[], glp.Likelihood] = counts) -> VAE:
+    """A VAE whose prior shares its encoder."""
+    encoder = normal_encoder()
+    return VAE(glp.VampPrior(encoder, GENES, 3), decoder(), likelihood(), encoder)
+
+
 def with_encoder(build: Callable[[], glp.Encoder]) -> Callable[..., VAE]:
     """A VAE with another guide."""
     return lambda likelihood=counts: VAE(glp.StandardNormal(LATENT), decoder(), likelihood(), build())
@@ -82,9 +88,16 @@ class Part:
 KL = frozenset({"pathwise-kl", "score-kl"})
 PRIORS = {
     "StandardNormal": Part(with_prior(lambda: glp.StandardNormal(LATENT))),
+    "MixtureOfNormals": Part(with_prior(lambda: glp.MixtureOfNormals(LATENT, 3)), KL),
+    "VampPrior": Part(with_vamp_prior, KL),
+    "StudentT": Part(with_prior(lambda: glp.StudentT(LATENT)), KL),
+    "FlowPrior": Part(with_prior(lambda: glp.FlowPrior(LATENT, transforms=1, hidden_dims=[8])), KL),
 }
 ENCODERS = {
     "NormalEncoder": Part(with_encoder(normal_encoder)),
+    "FlowEncoder": Part(
+        with_encoder(lambda: glp.FlowEncoder(GENES, LATENT, [FEATURES], transforms=1, flow_dims=[8], **DROPOUT)), KL
+    ),
 }
 LIKELIHOODS: dict[str, Callable[[], glp.Likelihood]] = {
     "GaussianLikelihood": lambda: glp.GaussianLikelihood(FEATURES, GENES),

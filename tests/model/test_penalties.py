@@ -23,6 +23,7 @@ from genailab_pyro.model.penalties import (
     kl_per_latent,
     total_correlation,
 )
+from genailab_pyro.model.priors import MixtureOfNormals
 from genailab_pyro.train.schedules import Annealed
 
 
@@ -105,7 +106,7 @@ def test_a_site_whose_latents_are_not_independent_is_refused(minibatch):
     vae = CVAE_NB(5, 2, 3, [8], library=LatentLibrary(5, [3.0], [1.0])).double()
     guide_trace = poutine.trace(vae.guide).get_trace(minibatch)
     model_trace = poutine.trace(poutine.replay(vae.model, trace=guide_trace)).get_trace(minibatch)
-    with pytest.raises(NotImplementedError, match="does not split into latents"):
+    with pytest.raises(ValueError, match="got LogNormal and LogNormal; leave the free bits out"):
         FreeBits(1.0, site="library")(minibatch, guide_trace, model_trace)
 
 
@@ -388,3 +389,11 @@ def test_the_penalties_lower_the_total_correlation_of_a_fit():
     without, *by_penalty = measured
     assert without > 0.01
     assert max(by_penalty) < without / 4
+
+
+def test_free_bits_need_a_kl_for_each_latent(cells):
+    vae = CVAE_NB.from_registration(cells, latent_dim=2, hidden_dims=[8])
+    vae.prior = MixtureOfNormals(2)
+    message = "KL has a closed form for each latent, got Normal and MixtureSameFamily; leave the free bits out"
+    with pytest.raises(ValueError, match=message):
+        glp.fit(vae, cells, max_epochs=1, free_bits=0.1, progress=False)

@@ -9,6 +9,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import genailab_pyro as glp
+from genailab_pyro.model.priors import MixtureOfNormals
 from genailab_pyro.train.optim import ModuleOptim, NonFiniteGradientError
 
 TARGETS = torch.linspace(-3, 3, 24, dtype=torch.float64).reshape(8, 3)
@@ -183,3 +184,9 @@ def test_it_works_in_plain_svi(cells):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for name, value in vae.state_dict().items():
         torch.testing.assert_close(value, twin.state_dict()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_places_do_not_decay():
+    prior = MixtureOfNormals(2, num_components=3)
+    optim = ModuleOptim(prior, optimizer="adamw", weight_decay=0.5)
+    assert [group["weight_decay"] for group in optim.optimizer.param_groups] == [0.0]
