@@ -1,5 +1,6 @@
 """Scores: held-out likelihood, agreement with labels, mixing of batches, checks of genes, disentanglement."""
 
+from genailab_pyro.evaluation.amortisation import amortisation_gap
 from genailab_pyro.evaluation.clusters import LabelAgreement, batch_excess, label_agreement
 from genailab_pyro.evaluation.disentanglement import (
     DCI,
@@ -17,6 +18,7 @@ __all__ = [
     "Estimate",
     "GeneStatistics",
     "LabelAgreement",
+    "amortisation_gap",
     "batch_excess",
     "compare_models",
     "dci",

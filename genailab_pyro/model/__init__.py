@@ -9,8 +9,17 @@ from genailab_pyro.model.count_likelihoods import (
     PoissonLikelihood,
 )
 from genailab_pyro.model.decoders import LinearDecoder, loadings
-from genailab_pyro.model.encoders import BernoulliEncoder, Encoder, LatentLibrary, NormalEncoder, TrunkEncoder
+from genailab_pyro.model.encoders import (
+    BernoulliEncoder,
+    Encoder,
+    FullRankEncoder,
+    LatentLibrary,
+    LowRankEncoder,
+    NormalEncoder,
+    TrunkEncoder,
+)
 from genailab_pyro.model.flows import FlowEncoder, FlowPrior
+from genailab_pyro.model.globals import GlobalLatents
 from genailab_pyro.model.heads import Head, LabelHead, ValueHead
 from genailab_pyro.model.likelihoods import (
     CellInverseDispersion,
@@ -56,8 +65,10 @@ __all__ = [
     "FlowEncoder",
     "FlowPrior",
     "FreeBits",
+    "FullRankEncoder",
     "GaussianLikelihood",
     "GeneInverseDispersion",
+    "GlobalLatents",
     "Head",
     "HierarchicalVAE",
     "InverseDispersion",
@@ -67,6 +78,7 @@ __all__ = [
     "Likelihood",
     "LinearDecoder",
     "LogNormalPoissonLikelihood",
+    "LowRankEncoder",
     "MixtureLikelihood",
     "MixtureOfNormals",
     "NegativeBinomialLikelihood",

@@ -95,6 +95,8 @@ PRIORS = {
 }
 ENCODERS = {
     "NormalEncoder": Part(with_encoder(normal_encoder)),
+    "FullRankEncoder": Part(with_encoder(lambda: glp.FullRankEncoder(GENES, LATENT, [FEATURES], **DROPOUT))),
+    "LowRankEncoder": Part(with_encoder(lambda: glp.LowRankEncoder(GENES, LATENT, [FEATURES], rank=1, **DROPOUT))),
     "FlowEncoder": Part(
         with_encoder(lambda: glp.FlowEncoder(GENES, LATENT, [FEATURES], transforms=1, flow_dims=[8], **DROPOUT)), KL
     ),
