@@ -266,17 +266,19 @@ def _check_places(model_trace: Trace, guide_trace: Trace) -> float:
     """The factor of sub-sampling of the latents, which must be the same, and hold all that is observed."""
     check_guide(guide_trace)
     latents, observed = latent_sites(guide_trace), observed_sites(model_trace)
+    path = all(unwrapped(site["fn"]).has_rsample for site in latents.values())
+    instead = f"use the estimator {'pathwise' if path else 'score-loo'!r}"
     for name, site in {**latents, **observed}.items():
         if any(not frame.vectorized for frame in site["cond_indep_stack"]):
             raise EstimatorError(
                 f"expected vectorised plates (with pyro.plate(...):) in a bound of importance weights, {name!r} is in "
-                "a loop over one, where the weights of its elements would be multiplied; use the estimator 'pathwise'"
+                f"a loop over one, where the weights of its elements would be multiplied; {instead}"
             )
     for name, site in observed.items():
         if not torch.allclose(torch.as_tensor(site["scale"], dtype=torch.float64), _one(plate_factor(site))):
             raise EstimatorError(
                 f"expected the observations {name!r} of a bound of importance weights not to be scaled, which would "
-                "change the bound inside its logarithm; take poutine.scale away, or use the estimator 'pathwise'"
+                f"change the bound inside its logarithm; take poutine.scale away, or {instead}"
             )
     places = {name: _data_frames(site) for name, site in latents.items()}
     first, frames = next(iter(places.items()))
@@ -286,15 +288,14 @@ def _check_places(model_trace: Trace, guide_trace: Trace) -> float:
     if strays or outside:
         raise EstimatorError(
             f"expected every latent in the plate of the data, and every observation inside it, for a bound of "
-            f"importance weights; {', '.join(map(repr, strays + outside))} is not; use the estimator 'pathwise' (or "
-            "'score-loo'), whose costs are sums"
+            f"importance weights; {', '.join(map(repr, strays + outside))} is not; {instead}, whose costs are sums"
         )
     for name, site in observed.items():
         thinned = [frame.name for frame in _data_frames(site) - frames if frame.full_size not in (None, frame.size)]
         if thinned:
             raise EstimatorError(
                 f"expected all of the plate {thinned[0]!r} inside a bound of importance weights, {name!r} has a "
-                "sub-sample of it, whose factor would stand inside the logarithm; use the estimator 'pathwise'"
+                f"sub-sample of it, whose factor would stand inside the logarithm; {instead}"
             )
     return plate_factor(latents[first])
 

@@ -20,7 +20,7 @@ from genailab_pyro.model.encoders import (
 )
 from genailab_pyro.model.flows import FlowEncoder, FlowPrior
 from genailab_pyro.model.globals import GlobalLatents
-from genailab_pyro.model.heads import Head, LabelHead, ValueHead
+from genailab_pyro.model.heads import AnnotationHead, Head, LabelHead, ValueHead
 from genailab_pyro.model.likelihoods import (
     CellInverseDispersion,
     ConditionInverseDispersion,
@@ -41,7 +41,7 @@ from genailab_pyro.model.priors import (
     StudentT,
     VampPrior,
 )
-from genailab_pyro.model.structured import BernoulliVAE, HierarchicalVAE, LabelVAE
+from genailab_pyro.model.structured import BernoulliVAE, HierarchicalVAE, LabelVAE, SemiSupervisedVAE
 from genailab_pyro.model.upper import Upper, UpperLabel, UpperNormal
 from genailab_pyro.model.vae import CVAE, CVAE_NB, CVAE_ZINB, VAE, VAE_NB, VAE_ZINB, VAE_Gaussian
 
@@ -53,6 +53,7 @@ __all__ = [
     "VAE_NB",
     "VAE_ZINB",
     "AdversarialTotalCorrelation",
+    "AnnotationHead",
     "BernoulliEncoder",
     "BernoulliLikelihood",
     "BernoulliVAE",
@@ -87,6 +88,7 @@ __all__ = [
     "Penalty",
     "PoissonLikelihood",
     "Prior",
+    "SemiSupervisedVAE",
     "StandardNormal",
     "StudentT",
     "TotalCorrelation",

@@ -1,6 +1,7 @@
 """Heads: what is observed of a cell beside its counts, given its latents."""
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -16,13 +17,19 @@ Observed = tuple[Tensor, Tensor]
 class Head(Declared):
     """Base of the heads: ``head(z, minibatch, upper)`` is a distribution of one observation per cell.
 
+    A head is trained with the VAE: the expectation of ``weight * log p(y | z, upper)`` over the guide is added to the
+    bound, for the cells whose observation is known. What is reported of a fit, its bounds and its terms, is of the
+    counts alone.
+
     Attributes:
         site: Name of the observed site.
+        weight: What its log-probability is multiplied by in training.
     """
 
-    site: ClassVar[str]
+    site: str
+    weight: float = 1.0
 
-    def forward(self, z: Latent, minibatch: Minibatch, upper: Latent | None = None) -> Any:
+    def forward(self, z: Latent, minibatch: Minibatch, upper: Tensor | None = None) -> Any:
         """Pyro distribution of batch shape ``[*particles, cells]``."""
         raise NotImplementedError
 
@@ -38,6 +45,54 @@ def known_labels(minibatch: Minibatch) -> Observed | None:
     return minibatch.labels.clamp(min=0), minibatch.labels >= 0
 
 
+class AnnotationHead(Head):
+    """What an annotator says of the label that is latent above z, at the site ``"annotation"``.
+
+    With K labels and an error of eps, ``p(y | label) = 1 - eps`` for ``y = label``, and ``eps / (K - 1)`` for each of
+    the others: a categorical distribution of probabilities ``label @ confusion``, which is one for relaxed labels, too.
+
+    Args:
+        num_labels: Number of labels.
+        error: Probability eps that an annotation is wrong, above 0 and below 1.
+        weight: What its log-probability is multiplied by in training.
+
+    Raises:
+        ValueError: If the error or the weight is out of range.
+
+    Example:
+        >>> head = AnnotationHead(3, error=0.1)
+        >>> head(torch.zeros(1, 2), None, torch.eye(3)[:1]).probs
+        tensor([[0.9000, 0.0500, 0.0500]])
+    """
+
+    site = "annotation"
+    confusion: Tensor
+
+    def __init__(self, num_labels: int, error: float = 0.01, weight: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < error < 1:
+            raise ValueError(f"expected the probability of a wrong annotation above 0 and below 1, got error={error!r}")
+        if not weight > 0:
+            raise ValueError(f"expected a weight above zero, got {weight!r}; leave the labels out of register(...)")
+        self.weight = weight
+        confusion = torch.full((num_labels, num_labels), error / (num_labels - 1)).fill_diagonal_(1 - error)
+        self.register_buffer("confusion", confusion, persistent=False)
+
+    def forward(self, z: Latent, minibatch: Minibatch, upper: Tensor | None = None) -> Any:
+        """Categorical over the labels.
+
+        Raises:
+            ValueError: If there is no label above z.
+        """
+        if upper is None:
+            raise ValueError("expected a label above z, which is annotated, got none; declare upper=UpperLabel(...)")
+        return dist.Categorical(probs=upper @ self.confusion)
+
+    def observed(self, minibatch: Minibatch) -> Observed | None:
+        """The labels, where they are known."""
+        return known_labels(minibatch)
+
+
 class LabelHead(Head):
     """A classifier of the label, ``p(y | z)``, at the site ``"y"``.
 
@@ -47,6 +102,7 @@ class LabelHead(Head):
         latent_dim: Number of latents.
         num_labels: Number of labels.
         hidden_dims: Widths of hidden layers; none for a linear classifier.
+        weight: What its log-probability is multiplied by in training.
 
     Raises:
         ValueError: If there are fewer than two labels.
@@ -54,26 +110,21 @@ class LabelHead(Head):
     Example:
         >>> LabelHead(10, 3)(torch.zeros(5, 10), None).batch_shape
         torch.Size([5])
-
-    References:
-        Kingma, Rezende, Mohamed, Welling (2014). Semi-supervised learning with deep generative models.
-        doi:10.48550/arXiv.1406.5298
     """
 
     site = "y"
-    temperature: Tensor
 
-    def __init__(self, latent_dim: int, num_labels: int, hidden_dims: tuple[int, ...] = ()) -> None:
+    def __init__(self, latent_dim: int, num_labels: int, hidden_dims: Sequence[int] = (), weight: float = 1.0) -> None:
         super().__init__()
         if num_labels < 2:
             raise ValueError(f"expected at least two labels, got {num_labels}")
+        self.weight = weight
         self.trunk = MLP(latent_dim, hidden_dims)
-        self.logits = nn.Linear(hidden_dims[-1] if hidden_dims else latent_dim, num_labels)
-        self.register_buffer("temperature", torch.ones(()))
+        self.logits = nn.Linear(self.trunk.output_dim, num_labels)
 
-    def forward(self, z: Latent, minibatch: Minibatch, upper: Latent | None = None) -> Any:
+    def forward(self, z: Latent, minibatch: Minibatch, upper: Tensor | None = None) -> Any:
         """Categorical over the labels."""
-        return dist.Categorical(logits=self.logits(self.trunk(z)) / self.temperature)
+        return dist.Categorical(logits=self.logits(self.trunk(z)))
 
     def observed(self, minibatch: Minibatch) -> Observed | None:
         """The labels, where they are known."""
@@ -81,27 +132,35 @@ class LabelHead(Head):
 
 
 class ValueHead(Head):
-    """A regression of a continuous covariate on the latent, ``p(y | z)`` normal, at the site ``"y"``.
+    """A regression of a continuous covariate on the latent, normal with a learned scale, at the site ``"value"``.
 
-    The covariate is one that was registered as continuous; the VAE must not be conditioned on it.
+    The covariate is one that was registered as continuous; the VAE must not be conditioned on it, as `VAE_NB` is not.
 
     Args:
         latent_dim: Number of latents.
         covariate: Position among the registered continuous covariates.
         hidden_dims: Widths of hidden layers; none for a linear regression.
+        weight: What its log-probability is multiplied by in training.
+
+    Example:
+        >>> ValueHead(10)(torch.zeros(5, 10), None).batch_shape
+        torch.Size([5])
     """
 
-    site = "y"
+    site = "value"
 
-    def __init__(self, latent_dim: int, covariate: int = 0, hidden_dims: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, latent_dim: int, covariate: int = 0, hidden_dims: Sequence[int] = (), weight: float = 1.0
+    ) -> None:
         super().__init__()
         self.covariate = covariate
+        self.weight = weight
         self.trunk = MLP(latent_dim, hidden_dims)
-        self.loc = nn.Linear(hidden_dims[-1] if hidden_dims else latent_dim, 1)
+        self.loc = nn.Linear(self.trunk.output_dim, 1)
         self.spread = nn.Parameter(torch.zeros(()))
 
-    def forward(self, z: Latent, minibatch: Minibatch, upper: Latent | None = None) -> Any:
-        """Normal over the standardised covariate."""
+    def forward(self, z: Latent, minibatch: Minibatch, upper: Tensor | None = None) -> Any:
+        """Normal over the standardised covariate; the scale is above 1e-3."""
         return dist.Normal(self.loc(self.trunk(z)).squeeze(-1), softplus(self.spread) + 1e-3)
 
     def observed(self, minibatch: Minibatch) -> Observed | None:

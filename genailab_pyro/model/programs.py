@@ -67,7 +67,7 @@ class Model(Program):
         found = head.observed(minibatch)
         if found is not None:
             value, known = found
-            with poutine.mask(mask=known):
+            with poutine.scale(scale=head.weight), poutine.mask(mask=known):
                 pyro.sample(head.site, head(z, minibatch, upper), obs=value, infer={"is_head": True})
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import numpy.typing as npt
 import pyro
 import torch
 from torch import Tensor, nn
@@ -119,6 +120,9 @@ class VAE(Declared):
         self.encoder = encoder
         self.library = library
         self.upper = upper
+        sites = [head.site for head in heads]
+        if len(set(sites)) < len(sites):
+            raise ValueError(f"expected heads at sites of their own, got {', '.join(map(repr, sites))}; leave one out")
         self.heads = nn.ModuleList(heads)
         self._rename()
 
@@ -148,9 +152,11 @@ class VAE(Declared):
                 pyro.module(f"{self.name}.{name}", part)
 
     def initialise(self, minibatch: Minibatch) -> None:
-        """Move the parameters of likelihood and prior near the data, from a sample of cells."""
+        """Move the parameters of likelihood, prior and upper latent near the data, from a sample of cells."""
         self.likelihood.initialise(minibatch)
         self.prior.initialise(minibatch)
+        if self.upper is not None:
+            self.upper.initialise(minibatch)
 
     def decode(self, z: Tensor, minibatch: Minibatch) -> Tensor:
         """Features of a latent under the conditions of a minibatch, shape ``[*particles, cells, features]``."""
@@ -188,6 +194,7 @@ class _Conditional(VAE):
             likelihood that has none.
         library: A latent library; None for the observed one.
         size_factor: Whether the library of a minibatch is a size factor.
+        heads: What else is observed of a cell given its latents.
         structure: What `latents` takes beside the widths.
     """
 
@@ -206,6 +213,7 @@ class _Conditional(VAE):
         inverse_dispersion: str | None = None,
         library: LatentLibrary | None = None,
         size_factor: bool = False,
+        heads: Sequence[Head] = (),
         **structure: Any,
     ) -> None:
         if isinstance(condition_dim, ConditionEncoding):
@@ -226,19 +234,22 @@ class _Conditional(VAE):
             levels = condition.levels[0] if condition.levels else 0
             options["inverse_dispersion"] = theta(decoder.output_dim, input_dim, levels)
         shared: dict[str, Any] = {"condition": condition, "dropout": dropout, "norm": norm}
+        likelihood = type(self).likelihood_class(decoder.output_dim, input_dim, **options)
+        latents = self.latents(input_dim, latent_dim, hidden_dims, shared, **structure)
         super().__init__(
             decoder=decoder,
-            likelihood=type(self).likelihood_class(decoder.output_dim, input_dim, **options),
+            likelihood=likelihood,
             condition=condition,
             library=library,
-            **self.latents(input_dim, latent_dim, hidden_dims, shared, **structure),
+            heads=[*latents.pop("heads", ()), *heads],
+            **latents,
         )
         self.input_dim = input_dim
         self.latent_dim = latent_dim
 
     @staticmethod
     def latents(input_dim: int, latent_dim: int, hidden_dims: Sequence[int], shared: dict[str, Any]) -> dict[str, Any]:
-        """The prior, the encoder and what is above them."""
+        """The prior, the encoder, what is above them, and the heads that they need."""
         return {
             "prior": StandardNormal(latent_dim),
             "encoder": NormalEncoder(input_dim, latent_dim, hidden_dims, **shared),
@@ -297,9 +308,14 @@ class _Conditional(VAE):
                 **cls._condition_of(registration, embedding_dim),
                 **options,
             )
-        sample = np.random.default_rng(seed).permutation(len(cells))[:1024]
-        vae.initialise(cells.take(sample))
+            order = np.random.default_rng(seed).permutation(len(cells))
+            vae.initialise(cells.take(cls._sample(cells, order)))
         return vae
+
+    @classmethod
+    def _sample(cls, cells: Cells, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Positions of the cells that set the starting point, of all of them in random order."""
+        return order[:1024]
 
     @classmethod
     def _condition_of(cls, registration: Registration, embedding_dim: int | None) -> dict[str, Any]:

@@ -42,13 +42,13 @@ class Terms:
     def of(cls, model_trace: Trace, guide_trace: Trace, num_cells: int, num_particles: int) -> "Terms":
         """Read them off a pair of traces whose log-probabilities have been computed.
 
-        The annealing weight is not part of them; the plate's factor is.
+        The annealing weight is not part of them; the plate's factor is. Heads are left out.
         """
         reconstruction = kl = 0.0
         with torch.no_grad():
             probabilities = _enumerated(guide_trace)
             for name, site in model_trace.nodes.items():
-                if site["type"] != "sample":
+                if site["type"] != "sample" or site["infer"].get("is_head"):
                     continue
                 weight = plate_factor(site) / num_particles
                 if site["is_observed"]:

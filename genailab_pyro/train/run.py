@@ -21,6 +21,7 @@ from genailab_pyro.estimators import Estimator, Handled
 from genailab_pyro.memory import memory_kept
 from genailab_pyro.model.particles import paired_traces
 from genailab_pyro.model.penalties import FreeBits, Penalty
+from genailab_pyro.model.upper import UpperNormal
 from genailab_pyro.model.vae import VAE
 from genailab_pyro.train.objective import Objective, Terms
 from genailab_pyro.train.optim import ModuleOptim
@@ -183,7 +184,9 @@ class Run:
 
     def _free_bits(self, minibatch: Minibatch, guide_trace: Trace, model_trace: Trace) -> Tensor:
         # The floor is under the KL as it enters the loss, with its weight; else a beta below one rewards a larger KL.
-        return self.annealed.beta * FreeBits(self.training.free_bits)(minibatch, guide_trace, model_trace)
+        sites = [self.vae.upper.site, "z"] if isinstance(self.vae.upper, UpperNormal) else ["z"]
+        terms = [FreeBits(self.training.free_bits, site)(minibatch, guide_trace, model_trace) for site in sites]
+        return self.annealed.beta * torch.stack(terms).sum()
 
     def validate(self) -> Terms | None:
         """The terms of the validation cells at beta = 1, by the same draws in every epoch."""

@@ -25,7 +25,7 @@ class Training:
         weight_decay: Of weight matrices; biases, norms and inverse dispersions are not decayed.
         gradient_clip: Largest norm of the gradient of the loss per cell; None for no clipping.
         warmup: Weight of the KL over the run.
-        free_bits: Nats per latent below which its mean KL is not rewarded; 0 for none.
+        free_bits: Nats per latent below which its mean KL is not rewarded, normal latents above z included; 0 for none.
         validation_fraction: Share of the cells that early stopping and plateau look at; 0 for none.
         patience: Epochs without a better validation ELBO (its KL weighed by the final beta) after which training stops;
             None to go on to the end. The weights of the best epoch are restored in both cases.

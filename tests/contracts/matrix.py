@@ -65,6 +65,12 @@ def with_linear_decoder() -> VAE:
     return VAE(glp.StandardNormal(LATENT), glp.LinearDecoder(LATENT), likelihood, normal_encoder())
 
 
+def with_head() -> VAE:
+    """A VAE with a classifier beside it."""
+    heads = [glp.LabelHead(LATENT, 3)]
+    return VAE(glp.StandardNormal(LATENT), decoder(), counts(), normal_encoder(), heads=heads)
+
+
 def structured(declared: type, **options: int) -> Callable[..., VAE]:
     """A declared VAE of the package."""
     return lambda: declared(GENES, LATENT, 0, [FEATURES], dropout=0.0, **options)
@@ -114,6 +120,11 @@ STRUCTURES = {
     "LinearDecoder": Part(with_linear_decoder),
     "HierarchicalVAE": Part(structured(glp.HierarchicalVAE, upper_dim=2)),
     "LabelVAE": Part(structured(glp.LabelVAE, num_labels=3), frozenset({"disarm"}), "discrete"),
+    # Its annotations have a weight, which has no place among importance weights.
+    "SemiSupervisedVAE": Part(
+        structured(glp.SemiSupervisedVAE, num_labels=3), frozenset({"disarm", "vimco"}), "discrete"
+    ),
+    "LabelHead": Part(with_head),
     "BernoulliVAE": Part(structured(glp.BernoulliVAE), frozenset({"enum"}), "discrete"),
 }
 PARTS = {

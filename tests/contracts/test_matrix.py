@@ -32,8 +32,10 @@ def test_a_part_trains_by_an_estimator_or_another_is_named(part, estimator, cell
     whole, latents = PARTS[part], glp.estimators.table()["latents"]
     others = {"continuous": "discrete", "discrete": "continuous"}[whole.latents]
     assert (found != "yes") == (estimator in whole.refused or latents[estimator] == others)
-    if found != "yes":
-        assert tried(whole, cells, found.removeprefix("no: ")) == "yes"
+    for _ in range(2):  # a bound of importance weights may send on to another, which asks for more
+        if found != "yes":
+            found = tried(whole, cells, found.removeprefix("no: "))
+    assert found == "yes"
 
 
 @pytest.mark.parametrize(("part", "likelihood"), itertools.product(PRIORS | ENCODERS, LIKELIHOODS))

@@ -5,10 +5,13 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
+from sklearn.metrics import adjusted_rand_score
 
 import genailab_pyro as glp
+from genailab_pyro.analysis.classify import label_probabilities
 from genailab_pyro.estimators import EstimatorError
-from genailab_pyro.model.particles import draw_particles
+from genailab_pyro.model.particles import draw_particles, paired_traces
+from genailab_pyro.model.penalties import kl_per_latent
 from genailab_pyro.nn import Declared
 from genailab_pyro.train.objective import Terms
 
@@ -180,3 +183,91 @@ def test_what_cannot_train_it_is_refused_before_anything_is_written(name, estima
         glp.fit(vae, simulated, estimator, run_folder=tmp_path / "run", progress=False)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+class TestClusters:
+    @pytest.fixture(scope="class")
+    def simulation(self):
+        return glp.data.simulate(600, 60, num_types=5, seed=1)
+
+    def declare(self, simulation, **options):
+        cells = glp.register(simulation.adata)
+        return glp.LabelVAE.from_registration(cells, num_labels=5, latent_dim=5, hidden_dims=[32], **options), cells
+
+    def test_they_are_apart_at_the_start(self, simulation):
+        vae, cells = self.declare(simulation)
+        with torch.no_grad():
+            codes = vae.eval().upper.posterior(cells.take(range(600))).probs.argmax(-1)
+        assert adjusted_rand_score(simulation.truth.types, codes) > 0.8
+
+    def test_they_do_not_depend_on_depth(self, simulation):
+        vae, cells = self.declare(simulation)
+        minibatch = cells.take(range(600))
+        deeper = minibatch._replace(counts=2 * minibatch.counts, library=2 * minibatch.library)
+        with torch.no_grad():
+            same, other, deep_only = (
+                vae.eval().upper.posterior(given).probs.argmax(-1)
+                for given in (minibatch, deeper, deeper._replace(library=minibatch.library))
+            )
+        assert (same == other).double().mean() > 0.95
+        assert (same == deep_only).double().mean() < 0.95
+
+    def test_registered_labels_are_not_looked_at(self, simulation):
+        blind, _ = self.declare(simulation)
+        labelled = glp.register(simulation.adata, labels="cell_type")
+        seeing = glp.LabelVAE.from_registration(labelled, num_labels=5, latent_dim=5, hidden_dims=[32])
+        torch.testing.assert_close(dict(seeing.state_dict()), dict(blind.state_dict()))
+
+    def test_the_start_depends_on_the_seed_alone(self, simulation):
+        torch.manual_seed(1)
+        first, _ = self.declare(simulation, seed=3)
+        torch.manual_seed(2)
+        again, _ = self.declare(simulation, seed=3)
+        torch.testing.assert_close(dict(first.state_dict()), dict(again.state_dict()))
+
+    @pytest.mark.parametrize("num_cells", [2, 4])
+    def test_fewer_cells_than_clusters_start_finite(self, num_cells, simulation):
+        vae = glp.LabelVAE(60, 2, 0, [8], num_labels=5)
+        vae.initialise(glp.register(simulation.adata).take(range(num_cells)))
+        assert all(torch.isfinite(value).all() for value in vae.state_dict().values())
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("estimator", ["enum", "gumbel"])
+    def test_they_agree_with_the_types(self, estimator, simulation):
+        vae, cells = self.declare(simulation)
+        fit = glp.fit(vae, cells, estimator, max_epochs=30, progress=False)
+        found = label_probabilities(fit).to_numpy()
+        assert adjusted_rand_score(simulation.truth.types, found.argmax(1)) > 0.8
+        assert found.mean(0).min() > 0.05
+
+
+def two_level(num_cells, num_genes, *, seed):
+    """Counts of five latents that two latents above them move."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(num_cells, 2)) @ rng.normal(size=(2, 5)) + 0.7 * rng.normal(size=(num_cells, 5))
+    rates = np.exp(rng.normal(size=num_genes) + 0.7 * z @ rng.normal(size=(5, num_genes)) / 5**0.5)
+    mean = 2000 * rates / rates.sum(1, keepdims=True)
+    return torch.as_tensor(rng.poisson(mean * rng.gamma(5, size=mean.shape) / 5))
+
+
+def active_units(vae, cells):
+    """Whether each unit's KL, and the variance over cells of its distance from the prior mean, are above .01."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        model_trace, guide_trace = paired_traces(vae.model, vae.guide, cells.take(range(len(cells))), 20)
+    found = []
+    for site in ("z2", "z"):
+        kl = kl_per_latent(guide_trace, model_trace, site).flatten(0, -2).mean(0)
+        distance = guide_trace.nodes[site]["fn"].mean - model_trace.nodes[site]["fn"].mean
+        found.append((kl > 0.01) & (distance.mean(0).var(0) > 0.01))
+    return found
+
+
+@pytest.mark.slow
+def test_both_layers_of_a_hierarchy_stay_active():
+    cells = glp.Cells.from_tensors(two_level(1000, 60, seed=0))
+    sizes = {"upper_dim": 2, "latent_dim": 5, "hidden_dims": [32]}
+    vae = glp.HierarchicalVAE.from_registration(cells, dropout=0.0, norm="none", **sizes)
+    fit = glp.fit(vae, cells, warmup=glp.Warmup(length=0.5), progress=False)
+    for layer in active_units(fit.vae, cells):
+        assert layer.double().mean() >= 0.8

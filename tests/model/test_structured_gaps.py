@@ -7,6 +7,8 @@ from pyro import poutine
 
 import genailab_pyro as glp
 from genailab_pyro import estimators
+from genailab_pyro.model.particles import paired_traces
+from genailab_pyro.model.penalties import kl_per_latent
 from genailab_pyro.train.run import Run, own_state
 
 GENES, LATENT, LEVELS = 5, 3, 3
@@ -128,3 +130,24 @@ def test_draws_of_the_posterior_scatter_as_those_of_the_guide(name, make_minibat
 
     assert distance(squares[0], squares[1]) < 5
     assert distance(squares[0], squares[2]) > 5
+
+
+def test_free_bits_hold_up_both_layers_of_a_hierarchy():
+    adata, _ = glp.data.simulate(60, GENES, num_types=3, seed=2)
+    cells = glp.register(adata)
+    training = glp.Training(free_bits=50.0, warmup=glp.Warmup(shape="constant"), max_epochs=1, validation_fraction=0.0)
+    with own_state(0):
+        vae = glp.HierarchicalVAE.from_registration(cells, latent_dim=LATENT, hidden_dims=[8], upper_dim=2)
+        run = Run(vae, cells, estimators.get("pathwise"), training)
+        traces = paired_traces(vae.model, vae.guide, cells.take(range(20)), 1)
+        (penalty,) = run.objective.penalties
+        found = penalty(cells.take(range(20)), *traces[::-1])
+        kl = sum(kl_per_latent(*traces[::-1], site).mean((0, 1)).sum() for site in ("z2", "z"))
+    torch.testing.assert_close(found, 50.0 * (LATENT + 2) - kl)
+
+
+def test_a_label_above_has_no_free_bits():
+    adata, _ = glp.data.simulate(60, GENES, num_types=3, seed=2)
+    vae = glp.LabelVAE.from_registration(glp.register(adata), latent_dim=LATENT, hidden_dims=[8], num_labels=3)
+    fit = glp.fit(vae, glp.register(adata), "gumbel", free_bits=0.1, max_epochs=1, progress=False)
+    assert fit.history["train_elbo"].notna().all()
