@@ -214,6 +214,10 @@ class AdversarialTotalCorrelation(Declared):
     same draws, without a path to the guide; where gradients are disabled it only answers. The paper shuffles the draws
     of a second minibatch.
 
+    It is a game, which may be lost: where the guide changes faster than the classifier learns, as it does at a large
+    weight, the latents run away from it and the total correlation rises. Look at it after the fit; `TotalCorrelation`
+    needs no classifier.
+
     The classifier is trained beside the VAE, a new one in each run; it is part of the run's checkpoints, and not of the
     fit.
 

@@ -374,21 +374,22 @@ def test_the_kl_of_a_flow_is_not_that_of_its_base(minibatch):
 
 
 @pytest.mark.slow
-def test_the_penalties_lower_the_total_correlation_of_a_fit():
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_penalty_lowers_the_total_correlation_of_a_fit(seed):
     types = glp.data.CellTypes(latent_dim=3, separation=0.0, spread=1.0)
-    adata, _ = glp.data.simulate(600, 60, num_types=1, types=types, seed=0)
-    cells = glp.register(adata)
-    vae = CVAE_NB.from_registration(cells, latent_dim=3, hidden_dims=[32])
+    cells = glp.register(glp.data.simulate(600, 60, num_types=1, types=types, seed=0).adata)
+    vae = CVAE_NB.from_registration(cells, latent_dim=3, hidden_dims=[32], dropout=0.0, seed=seed)
+    settings = {"max_epochs": 60, "validation_fraction": 0.0, "progress": False, "seed": seed}
     measured = []
-    for added in ([], [TotalCorrelation(10.0)], [AdversarialTotalCorrelation(10.0, 3)]):
-        fit = glp.fit(vae, cells, penalties=added, max_epochs=100, validation_fraction=0.0, progress=False)
+    for added in ([], [TotalCorrelation(10.0)]):
+        # A low weight of the KL leaves the latents correlated.
+        fit = glp.fit(vae, cells, penalties=added, warmup=glp.Warmup(beta=0.05), **settings)
         z = fit.posterior_samples(num_samples=20).reshape(-1, 3)
-        # Of normal latents it is a function of their correlations, whatever the penalties estimate it by.
+        # Of normal latents it is a function of their correlations, whatever the penalty estimates it by.
         measured.append(-np.linalg.slogdet(np.corrcoef(z.T))[1] / 2)
         assert fit.diagnose().kl.min() > 0.5  # not by giving the latents up
-    without, *by_penalty = measured
-    assert without > 0.01
-    assert max(by_penalty) < without / 4
+    assert measured[0] > 0.01
+    assert measured[1] < measured[0] / 4
 
 
 def test_free_bits_need_a_kl_for_each_latent(cells):
