@@ -1,7 +1,7 @@
 """The table of named estimators, and what each can be used with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -200,6 +200,11 @@ def register(
     return estimator
 
 
+def _parts(estimator: Estimator) -> dict[str, Any]:
+    """All but the number of particles."""
+    return {**asdict(estimator), "num_particles": None}
+
+
 def name_of(estimator: Estimator) -> str:
     """The table's name of an estimator, with its particles where they are not the table's; else its parts.
 
@@ -212,7 +217,7 @@ def name_of(estimator: Estimator) -> str:
         if row.estimator == estimator:
             return name
     for name, row in _ROWS.items():
-        if number >= row.estimator.least_particles and estimator == replace(row.estimator, num_particles=number):
+        if _parts(row.estimator) == _parts(estimator):
             return f"{name}-{number}"
     parts = [
         estimator.rule,

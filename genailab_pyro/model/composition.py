@@ -70,7 +70,7 @@ def _check(vae: "VAE", minibatch: Minibatch) -> None:
             "distribution with .to_event(1)"
         )
     for head in vae.heads:
-        _asked("head", head, z, minibatch, *above, seen=f"{z.shape[-1]} latents")
+        _check_head(head, _asked("head", head, z, minibatch, *above, seen=f"{z.shape[-1]} latents"), minibatch)
 
 
 def _named(part: Any) -> str:
@@ -95,6 +95,26 @@ def _check_event(role: str, distribution: Any, size: int) -> None:
         raise CompositionError(
             f"expected the {role} to give one distribution of event shape [latent] per cell, got batch shape "
             f"{list(batch)} and event shape {list(event)} for {size} cells; add .to_event(1)"
+        )
+
+
+def _check_head(head: Any, distribution: Any, minibatch: Minibatch) -> None:
+    """Hold a head's distribution against what is observed: one that is broadcast counts each cell many times."""
+    found, size = head.observed(minibatch), minibatch.size
+    if found is None:
+        return
+    value, known = found
+    if known.dtype != torch.bool or tuple(known.shape) != (size,):
+        raise CompositionError(
+            f"expected the head {_named(head)} to say which of {size} cells are known, booleans of shape [{size}], got "
+            f"{known.dtype} of shape {list(known.shape)}; return values, known from observed()"
+        )
+    batch, event = list(distribution.batch_shape), list(distribution.event_shape)
+    if list(value.shape) != [size, *event] or batch not in ([], [1], [size]):
+        raise CompositionError(
+            f"expected the head {_named(head)} to have one distribution for each of {size} cells, over values of shape "
+            f"{list(value.shape)}, got batch shape {batch} and event shape {event}; take a last dimension of one away "
+            "by .squeeze(-1)"
         )
 
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
+import torch
 from pyro import poutine
 from torch import Tensor, nn
 
@@ -65,8 +66,11 @@ class Model(Program):
     @staticmethod
     def _observe(head: Any, z: Tensor, minibatch: Minibatch, upper: Tensor | None) -> None:
         found = head.observed(minibatch)
-        if found is not None:
+        if found is not None and found[1].any():
             value, known = found
+            # What is not known may be anything; a value of the support has finite derivatives, which the mask drops.
+            given = known.reshape(-1, *[1] * (value.dim() - 1))
+            value = torch.where(given, value, value[known][0])
             with poutine.scale(scale=head.weight), poutine.mask(mask=known):
                 pyro.sample(head.site, head(z, minibatch, upper), obs=value, infer={"is_head": True})
 

@@ -63,6 +63,7 @@ def test_an_estimator_has_a_name_to_be_shown():
     assert estimators.name_of(Estimator("score", credit="graph")) == "score-graph"
     assert estimators.name_of(Estimator("score", num_particles=4)) == "score-4"
     assert estimators.name_of(estimators.get("score-loo")) == "score-loo"
+    assert estimators.name_of(Estimator("pathwise-or-score", num_particles=3)) == "pathwise-or-score-3"
     assert estimators.name_of(estimators.get("iwae", num_particles=4)) == "iwae-4"
 
 

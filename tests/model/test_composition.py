@@ -1,7 +1,9 @@
 """Parts that do not go together are refused, with the reason, before anything is trained."""
 
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 
 import genailab_pyro as glp
 from genailab_pyro.model.composition import CompositionError, check_composition
@@ -91,3 +93,55 @@ class Unfinished(glp.NormalEncoder):
 def test_a_forgotten_event_is_named(cells):
     with pytest.raises(CompositionError, match=r"encoder to give one distribution of event shape \[latent\] per cell"):
         check_composition(vae(encoder=Unfinished(GENES, LATENT, [8])), cells.take(range(6)))
+
+
+class Depth(glp.Head):
+    site = "depth"
+
+    def __init__(self, form="right"):
+        super().__init__()
+        self.loc, self.form = torch.nn.Linear(LATENT, 1), form
+
+    def forward(self, z, minibatch, upper=None):
+        loc = self.loc(z)
+        if self.form == "broadcast":
+            return dist.Normal(loc, 1.0).to_event(1)
+        return dist.Normal(loc if self.form == "a column" else loc.squeeze(-1), 1.0)
+
+    def observed(self, minibatch):
+        depth = minibatch.library.log()
+        if self.form == "unknown":
+            depth = torch.where(minibatch.index % 2 == 0, depth, torch.nan)
+        known = ~depth.isnan()
+        return depth, known.float() if self.form == "numbers" else known
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("broadcast", r"head Depth to have one distribution for each of .*event shape \[1\]; .*squeeze\(-1\)"),
+        ("a column", r"head Depth to have one distribution for each of .*batch shape \[\d+, 1\]"),
+        ("numbers", r"which of \d+ cells are known, booleans of shape"),
+    ],
+)
+def test_a_head_that_would_be_broadcast_is_refused(form, message, cells):
+    with pytest.raises(CompositionError, match=message):
+        glp.fit(vae(heads=[Depth(form)]), cells, max_epochs=1, progress=False)
+
+
+def test_what_is_not_known_of_a_cell_counts_for_nothing(cells):
+    minibatch = cells.take(range(len(cells)))
+    whole, partly = (vae(heads=[Depth(form)]) for form in ("right", "unknown"))
+    partly.load_state_dict(whole.state_dict())
+    log_probs = []
+    for each in (whole, partly):
+        torch.manual_seed(0)
+        trace = poutine.trace(each.model).get_trace(minibatch)
+        log_probs.append(trace.nodes["depth"]["fn"].log_prob(trace.nodes["depth"]["value"]))
+        trace.log_prob_sum().backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in each.parameters())
+    known = minibatch.index % 2 == 0
+    torch.testing.assert_close(log_probs[1][known], log_probs[0][known])
+    trace.compute_log_prob()
+    torch.testing.assert_close(trace.nodes["depth"]["log_prob"].sum(), log_probs[0][known].sum())
+    assert trace.nodes["depth"]["log_prob"][~known].abs().max() == 0
