@@ -192,8 +192,8 @@ class Estimator:
                 f"expected num_particles of at least {least} for {self._why_more}, got {self.num_particles}; use "
                 f"num_particles={max(least, 8)}"
             )
-        if self.rule == "antithetic" and self.num_particles % 2:
-            raise ValueError(f"expected an even num_particles for antithetic pairs, got {self.num_particles}")
+        if RULES[self.rule].even_particles and self.num_particles % 2:
+            raise ValueError(f"expected an even num_particles for {self._why_more}, got {self.num_particles}")
 
     def _check_options(self) -> None:
         if self.temperature is not None and not isinstance(RULES[self.rule], Gumbel):
@@ -212,7 +212,7 @@ class Estimator:
     def least_particles(self) -> int:
         """The least number of particles that the parts work with."""
         least = BASELINES[self.baseline].least_particles if self.baseline in BASELINES else 1
-        return max(least, 2 if self.bound == "renyi" or self.rule == "antithetic" else 1)
+        return max(least, RULES[self.rule].least_particles, 2 if self.bound == "renyi" else 1)
 
     @property
     def _why_more(self) -> str:
@@ -220,6 +220,8 @@ class Estimator:
             return "antithetic pairs"
         if self.bound == "renyi":
             return "Renyi's bound, which is the ELBO with one"
+        if RULES[self.rule].least_particles > 1:
+            return f"the rule {self.rule!r}"
         return f"the baseline {self.baseline!r}"
 
     @property

@@ -51,6 +51,8 @@ class Rule:
         infer: What Pyro is told at the site.
         whole: Name of the estimator that the rule belongs to, as it needs a bound of its own; None for a rule that
             can be given to a single site.
+        least_particles: The least number of particles that it works with; a single one has no dimension of its own.
+        even_particles: Whether it needs an even number of them.
     """
 
     name: ClassVar[str]
@@ -61,6 +63,8 @@ class Rule:
     required: ClassVar[bool] = False
     infer: ClassVar[Mapping[str, str]] = MappingProxyType({})
     whole: ClassVar[str | None] = None
+    least_particles: ClassVar[int] = 1
+    even_particles: ClassVar[bool] = False
 
     def applies(self, base: Distribution) -> bool:
         """Whether draws of this distribution can be differentiated by it."""
@@ -244,6 +248,8 @@ class Antithetic(Score):
     whole = "disarm"
     needs = "bits (Bernoulli)"
     advice = "the estimator 'score-loo'"
+    least_particles = 2
+    even_particles = True
 
     def applies(self, base: Distribution) -> bool:
         """Whether it is over bits."""

@@ -20,9 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, constraints
-from torch.nn.functional import softplus
 
-from genailab_pyro.model.encoders import TrunkEncoder
+from genailab_pyro.model.encoders import LocationScaleEncoder
 from genailab_pyro.model.priors import Prior
 from genailab_pyro.nn import ConditionEncoding
 from genailab_pyro.types import Latent, Minibatch, PerCell
@@ -178,7 +177,7 @@ class FlowPrior(Prior):
         return FlowDistribution(self.flow(condition), base.expand(condition.shape[:-1]))
 
 
-class FlowEncoder(TrunkEncoder):
+class FlowEncoder(LocationScaleEncoder):
     """A posterior that is a spline flow: ``z = loc + scale * f^-1(u)`` with u standard normal.
 
     Location, scale and the flow f are read from the features of log1p(counts) and the condition. It starts as a
@@ -222,16 +221,13 @@ class FlowEncoder(TrunkEncoder):
         dropout: float = 0.1,
         norm: str = "layer",
     ) -> None:
-        super().__init__(input_dim, hidden_dims, condition=condition, dropout=dropout, norm=norm)
-        width = self.trunk.output_dim
-        self.loc = nn.Linear(width, latent_dim)
-        self.scale = nn.Linear(width, latent_dim)
-        self.flow = spline_flow(latent_dim, width, transforms, flow_dims, passes=2)
+        super().__init__(input_dim, latent_dim, hidden_dims, condition=condition, dropout=dropout, norm=norm)
+        self.flow = spline_flow(latent_dim, self.trunk.output_dim, transforms, flow_dims, passes=2)
 
     def forward(self, minibatch: Minibatch, upper: Tensor | None = None) -> FlowDistribution:
         """Flow of event shape ``[latent]``; the scale is above 1e-4."""
         features = self.features(minibatch)
-        loc, scale = self.loc(features), softplus(self.scale(features)) + 1e-4
+        loc, scale = self.loc_and_scale(features, upper)
         standardised = AffineTransform(loc, scale, event_dim=1).inv
         transform = _zuko().transforms.ComposedTransform(standardised, self.flow(features))
         return FlowDistribution(transform, dist.Normal(torch.zeros_like(loc), torch.ones_like(loc)).to_event(1))

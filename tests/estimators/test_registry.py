@@ -175,3 +175,19 @@ def test_a_part_that_cannot_be_added_is_refused(own_parts, add, error, message):
 def test_a_copy_of_a_baseline_trains_under_a_name_of_its_own():
     baseline = baselines.NetworkBaseline()
     assert copy.deepcopy(baseline).name != baseline.name
+
+
+class Paired(estimators.Pathwise):
+    name = "paired"
+    least_particles = 2
+    even_particles = True
+
+
+def test_a_rule_says_which_numbers_of_particles_it_works_with(monkeypatch):
+    monkeypatch.setitem(registry.RULES, "paired", Paired())
+    monkeypatch.setitem(registry.CLASSES, ("elbo", "plates", "paired"), estimators.TraceELBO)
+    assert Estimator("paired", num_particles=4).least_particles == 2
+    with pytest.raises(ValueError, match="num_particles of at least 2 for the rule 'paired', got 1; use num_part"):
+        Estimator("paired")
+    with pytest.raises(ValueError, match="an even num_particles for the rule 'paired', got 3"):
+        Estimator("paired", num_particles=3)
