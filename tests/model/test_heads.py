@@ -7,7 +7,7 @@ from pyro import poutine
 
 import genailab_pyro as glp
 from genailab_pyro.model.heads import AnnotationHead
-from genailab_pyro.model.particles import paired_traces
+from genailab_pyro.model.particles import draw_particles, paired_traces
 from genailab_pyro.nn import Declared
 from genailab_pyro.train.objective import Terms
 
@@ -147,3 +147,13 @@ def test_the_intervals_of_a_regression_cover_as_often_as_they_say():
         assert abs(covered - share) < 5 * error
         # Intervals of half the width do not.
         assert abs(((value - loc).abs() < width * scale / 2).double().mean().item() - share) > 5 * error
+
+
+def test_importance_weights_are_of_the_counts_alone(minibatch):
+    vae = declare(glp.LabelHead(LATENT, LABELS)).eval()
+    plain = glp.VAE(vae.prior, vae.decoder, vae.likelihood, vae.encoder, condition=vae.condition).eval()
+    weights = []
+    for each in (vae, plain):
+        torch.manual_seed(1)
+        weights.append(draw_particles(each.model, each.guide, minibatch, 3).log_weights)
+    torch.testing.assert_close(*weights)
