@@ -137,10 +137,19 @@ class WatchedELBO(ELBO):
 
         Returns:
             A scalar; its derivative is minus that of a loss.
+
+        Raises:
+            EstimatorError: If there is a baseline and no site with a score.
         """
         check_guide(guide_trace)
+        sites = score_sites(guide_trace)
+        if self.baseline is not None and not sites:
+            raise EstimatorError(
+                f"expected a latent site with a score for the baseline {type(self.baseline).__name__}, all sites of the "
+                "guide are differentiated without one; leave the baseline out, or use the estimator 'score-loo'"
+            )
         surrogate: Tensor | float = 0.0
-        for name, site in score_sites(guide_trace).items():
+        for name, site in sites.items():
             known = ScoreSite.of(name, site, costs[name], self.indices, self.inputs)
             signal = known.cost
             if self.baseline is not None:
@@ -273,7 +282,7 @@ class TraceMeanFieldELBO(WatchedELBO, _Unverified):
             for later in everything[everything.index(name) + (name not in auxiliary) :]:
                 downstream.add((guide_trace.nodes[later]["cond_indep_stack"], terms[later].detach()))
             costs[name] = downstream.sum_to(site["cond_indep_stack"])
-        scores = self.score_surrogate(guide_trace, costs) if costs else 0.0
+        scores = self.score_surrogate(guide_trace, costs)
         return -torch.as_tensor(elbo).detach(), -torch.as_tensor(paths + scores)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:

@@ -178,9 +178,10 @@ def register(
         name: The new name.
         estimator: What it stands for.
         objective: The objective whose gradient is estimated; None for that of its bound.
-        needs: What the latent sites must offer.
+        needs: What the latent sites must offer; empty for what its rule needs.
         reference: Whose estimator it is.
-        instead: For each of `USES` that it does not offer, the name of an estimator that does.
+        instead: For each of `USES` that it does not offer, the name of an estimator that does; a rule that needs a
+            path offers no discrete site.
 
     Returns:
         The estimator.
@@ -191,7 +192,9 @@ def register(
     """
     if not isinstance(estimator, Estimator):
         raise TypeError(f"expected an Estimator, got {type(estimator).__name__}; such as glp.Estimator(rule='score')")
-    row = Row(estimator, needs, reference, dict(instead or {}), objective)
+    rule = RULES[estimator.rule]
+    only_paths = rule.reparameterised and rule.otherwise is None
+    row = Row(estimator, needs or rule.needs, reference, {**(_PATHS if only_paths else {}), **(instead or {})}, objective)
     if name in _ROWS and _ROWS[name] != row:
         raise ValueError(f"expected a new name, {name!r} is {_ROWS[name].estimator}; choose another name")
     for use in row.instead:

@@ -47,30 +47,26 @@ def check_composition(vae: "VAE", minibatch: Minibatch) -> None:
 def _check(vae: "VAE", minibatch: Minibatch) -> None:
     condition = context = vae.condition(minibatch)
     above: tuple[Tensor, ...] = ()
-    if vae.upper is not None:
-        posterior = _asked("upper", vae.upper.posterior, minibatch)
-        _check_prior("upper", _asked("upper", vae.upper.prior, condition), posterior)
-        above = (posterior.sample(),)
-        context = beside(condition, above[0].expand(minibatch.size, -1))
     genes = 0 if minibatch.counts is None else minibatch.counts.shape[-1]
-    posterior = _asked("encoder", vae.encoder, minibatch, *above, seen=f"cells of {genes} genes")
+    seen = f"cells of {genes} genes"
+    if vae.upper is not None:
+        posterior = _distribution("upper", vae.upper.posterior, minibatch)
+        _check_event("upper", posterior, minibatch.size)
+        _check_prior("upper", _distribution("upper", vae.upper.prior, condition), posterior)
+        above = (posterior.sample().expand(minibatch.size, -1),)
+        context = beside(condition, above[0])
+        seen += f" beside an upper latent of width {above[0].shape[-1]} (upper_dim)"
+    posterior = _distribution("encoder", vae.encoder, minibatch, *above, seen=seen)
     _check_event("encoder", posterior, minibatch.size)
-    prior = _asked("prior", vae.prior, context, seen=f"a condition of width {context.shape[-1]}")
+    prior = _distribution("prior", vae.prior, context, seen=f"a condition of width {context.shape[-1]}")
     _check_prior("prior", prior, posterior)
     z = posterior.sample().expand(minibatch.size, -1)
     width = f"{z.shape[-1]} latents beside a condition of width {condition.shape[-1]}"
     features = _asked("decoder", vae.decoder, z, condition, seen=width)
     seen = f"features of width {features.shape[-1]}"
-    likelihood = _asked("likelihood", vae.likelihood, features, minibatch, seen=seen)
-    observed = vae.likelihood.observed(minibatch)
-    if observed is not None and tuple(likelihood.event_shape) != tuple(observed.shape[1:]):
-        raise CompositionError(
-            f"expected a likelihood over {observed.shape[-1]} genes, as the cells have, got {_named(vae.likelihood)} "
-            f"of event shape {list(likelihood.event_shape)}; declare it with genes={observed.shape[-1]}, and its "
-            "distribution with .to_event(1)"
-        )
+    _check_likelihood(vae, _distribution("likelihood", vae.likelihood, features, minibatch, seen=seen), minibatch)
     for head in vae.heads:
-        _check_head(head, _asked("head", head, z, minibatch, *above, seen=f"{z.shape[-1]} latents"), minibatch)
+        _check_head(head, _distribution("head", head, z, minibatch, *above, seen=f"{z.shape[-1]} latents"), minibatch)
 
 
 def _named(part: Any) -> str:
@@ -89,13 +85,74 @@ def _asked(role: str, part: Callable[..., Any], *arguments: Any, seen: str = "th
         ) from error
 
 
+def _distribution(role: str, part: Callable[..., Any], *arguments: Any, seen: str = "the cells") -> Any:
+    """The distribution that a part answers with."""
+    found = _asked(role, part, *arguments, seen=seen)
+    if not isinstance(found, torch.distributions.Distribution):
+        owner, method = getattr(part, "__self__", part), getattr(part, "__name__", "forward")
+        raise CompositionError(
+            f"expected the {role} {_named(owner)} to return a Pyro distribution, got {_named(found)}; return one from "
+            f"{method}()"
+        )
+    return found
+
+
+def _support(role: str, distribution: Any) -> Any:
+    """The values that a distribution is over."""
+    try:
+        return distribution.support
+    except (NotImplementedError, AttributeError):
+        raise CompositionError(
+            f"expected the {role} to say which values it is over, got {_named(distribution)} without a support; set "
+            "support to one of pyro.distributions.constraints, such as real_vector"
+        ) from None
+
+
+def _spoken(support: Any) -> str:
+    """A support as pyro.distributions.constraints spells it, of one element of an event."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return str(support)
+
+
 def _check_event(role: str, distribution: Any, size: int) -> None:
     batch, event = distribution.batch_shape, distribution.event_shape
-    if len(event) != 1 or len(batch) > 1 or (batch and batch[0] not in (1, size)):
+    if len(event) == 1 and list(batch) in ([], [1], [size]):
+        return
+    what = "encoder" if role == "encoder" else "posterior of the upper latent"
+    fix = "use OneHotCategorical" if "Categorical" in _named(distribution) else "add .to_event(1)"
+    raise CompositionError(
+        f"expected the {what} to give one distribution of event shape [latent] per cell, got batch shape "
+        f"{list(batch)} and event shape {list(event)} for {size} cells; {fix}"
+    )
+
+
+def _check_likelihood(vae: "VAE", likelihood: Any, minibatch: Minibatch) -> None:
+    """Hold a likelihood against what is observed, and against the counts that are drawn from it."""
+    name, observed = _named(vae.likelihood), vae.likelihood.observed(minibatch)
+    if observed is None:
+        return
+    if tuple(likelihood.event_shape) != tuple(observed.shape[1:]):
         raise CompositionError(
-            f"expected the {role} to give one distribution of event shape [latent] per cell, got batch shape "
-            f"{list(batch)} and event shape {list(event)} for {size} cells; add .to_event(1)"
+            f"expected a likelihood over {observed.shape[-1]} genes, as the cells have, got {name} of event shape "
+            f"{list(likelihood.event_shape)}; declare it with genes={observed.shape[-1]}, and its distribution with "
+            ".to_event(1)"
         )
+    support = _support("likelihood", likelihood)
+    if not support.check(observed).all():
+        raise CompositionError(
+            f"expected observed values within the support of the likelihood {name}, {_spoken(support)}, got values from "
+            f"{observed.min():g} to {observed.max():g}; override observed() to give the values that it is over, and "
+            "set scale to what they are"
+        )
+    if vae.likelihood.scale == "counts":
+        drawn = vae.likelihood.to_counts(likelihood.sample(), minibatch)
+        wrong = drawn[(drawn < 0) | (drawn != drawn.round())]
+        if len(wrong):
+            raise CompositionError(
+                f"expected the likelihood {name} to draw counts, got {wrong[0]:g}; a model over other values sets "
+                "scale, and overrides observed() and to_counts()"
+            )
 
 
 def _check_head(head: Any, distribution: Any, minibatch: Minibatch) -> None:
@@ -123,13 +180,27 @@ def _check_prior(role: str, prior: Any, posterior: Any) -> None:
     where = "prior" if role == "prior" else "prior of the upper latent"
     if prior.event_shape != posterior.event_shape:
         width = " x ".join(map(str, posterior.event_shape)) or "no"
+        fix = "declare both with the same number of latents" if len(prior.event_shape) == 1 else "add .to_event(1)"
         raise CompositionError(
             f"expected a {where} of {width} latents, as the encoder has, got one of event shape "
-            f"{list(prior.event_shape)}; declare both with the same number of latents"
+            f"{list(prior.event_shape)}; {fix}"
         )
-    if prior.support.is_discrete != posterior.support.is_discrete:
-        kinds = ["discrete" if item.support.is_discrete else "continuous" for item in (prior, posterior)]
+    mine, drawn = _support(where, prior), _support("encoder", posterior)
+    if mine.is_discrete != drawn.is_discrete:
+        kinds = ["discrete" if item.is_discrete else "continuous" for item in (mine, drawn)]
         raise CompositionError(
             f"expected a {where} and an encoder over the same kind of latent, got a {kinds[0]} prior and a {kinds[1]} "
             "encoder; such as Bits with a BernoulliEncoder, or StandardNormal with a NormalEncoder"
         )
+    if not mine.check(_probes(posterior, drawn)).all():
+        raise CompositionError(
+            f"expected a {where} over all that the encoder can draw, {_spoken(drawn)}, got one over {_spoken(mine)}; use "
+            "an encoder over the same values, such as a LogNormal posterior under a Gamma prior"
+        )
+
+
+def _probes(posterior: Any, support: Any) -> Tensor:
+    """Values that a posterior can draw: some draws, and how far they can go where it has no bound."""
+    draws = posterior.sample(torch.Size([16]))
+    reached = torch.cat([draws, -draws, 100 * draws]).flatten(0, -2)
+    return reached[support.check(reached)]

@@ -195,6 +195,8 @@ def combinations():
 def test_other_combinations_of_parts_obey_the_law_too(estimator, linear_gaussian, label, expected, draws_of, check):
     number = 1 if estimator.baseline == DELTA else 2
     options = {"beta": 0.3, "factor": 3}
+    if estimator.baseline is not None and rules.RULES[estimator.rule].reparameterised:
+        options["at_sites"] = {"z1": "score"}  # a baseline is for sites with a score
     worlds = [functools.partial(linear_gaussian, num_latents=number, **options)]
     if estimator.rule == "pathwise-or-score":
         worlds.append(functools.partial(label, below=True, beta=0.3))

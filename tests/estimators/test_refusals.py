@@ -102,6 +102,12 @@ def test_a_site_that_a_rule_cannot_differentiate_is_refused(estimator, kind, mes
         gradient(Pair(kind), estimator)
 
 
+@pytest.mark.parametrize("parts", [{}, {"credit": "graph"}, {"bound": "elbo-kl"}, {"rule": "stl"}])
+def test_a_baseline_without_a_score_is_refused(parts):
+    with pytest.raises(estimators.EstimatorError, match="site with a score for the baseline CellBaseline.*'score-loo'"):
+        gradient(Pair("Normal"), Estimator(baseline="cell-average", **parts))
+
+
 @pytest.mark.parametrize("name", ["enum", "disarm", "dreg"])
 def test_a_rule_that_belongs_to_a_whole_estimator_is_refused_for_a_site(name):
     rule = ROWS.loc[name, "rule"]

@@ -26,7 +26,97 @@ def vae(**parts):
     return glp.VAE(**{**fitting, **parts})
 
 
+class Rates(glp.Prior):
+    """A prior over positive numbers."""
+
+    def forward(self, condition):
+        return dist.Gamma(torch.ones(LATENT), 1.0).to_event(1)
+
+
+class Alone(glp.StandardNormal):
+    """A prior without an event."""
+
+    def forward(self, condition):
+        return super().forward(condition).base_dist
+
+
+class Unsupported(glp.StandardNormal):
+    """A prior that does not say what it is over."""
+
+    def forward(self, condition):
+        class Silent(dist.TorchDistribution):
+            arg_constraints = {}
+
+        return Silent(event_shape=torch.Size([LATENT]))
+
+
+class Detected(glp.Likelihood):
+    """Bits under the name of counts."""
+
+    def __init__(self, distribution="Bernoulli"):
+        super().__init__()
+        self.logits, self.distribution = torch.nn.Linear(8, GENES), distribution
+
+    def forward(self, features, minibatch):
+        logits = self.logits(features)
+        if self.distribution == "none":
+            return None
+        if self.distribution == "Normal":
+            return dist.Normal(logits, 1.0).to_event(1)
+        return dist.Bernoulli(logits=logits).to_event(1)
+
+
+class Kind(glp.Upper):
+    """A code in place of a one-hot vector."""
+
+    site, output_dim = "kind", 3
+
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Linear(GENES, 3)
+
+    def prior(self, condition):
+        return dist.Categorical(logits=torch.zeros(3))
+
+    def posterior(self, minibatch):
+        return dist.Categorical(logits=self.logits(minibatch.counts.log1p()))
+
+
 WRONG = {
+    "a prior of positive numbers": (
+        {"prior": Rates()},
+        r"a prior over all that the encoder can draw, Real\(\), got one over GreaterThan.*LogNormal",
+    ),
+    "a prior without an event": ({"prior": Alone(LATENT)}, r"a prior of 4 latents.*event shape \[\]; add .to_event"),
+    "a prior without a support": ({"prior": Unsupported(LATENT)}, "prior to say which values it is over, got Silent"),
+    "a likelihood over bits": (
+        {"likelihood": Detected()},
+        r"support of the likelihood Detected, Boolean\(\), got values from .*override observed\(\)",
+    ),
+    "a likelihood over numbers": (
+        {"likelihood": Detected("Normal")},
+        "likelihood Detected to draw counts, got -?[0-9]",
+    ),
+    "a likelihood of nothing": (
+        {"likelihood": Detected("none")},
+        r"likelihood Detected to return a Pyro distribution, got NoneType; return one from forward\(\)",
+    ),
+    "an upper latent of codes": (
+        {
+            "prior": glp.DependentNormal(3, LATENT),
+            "encoder": glp.NormalEncoder(GENES, LATENT, [8], upper_dim=3),
+            "upper": Kind(),
+        },
+        r"posterior of the upper latent to give .*event shape \[\] for 8 cells; use OneHotCategorical",
+    ),
+    "an encoder below another upper latent": (
+        {
+            "prior": glp.DependentNormal(2, LATENT),
+            "encoder": glp.NormalEncoder(GENES, LATENT, [8], upper_dim=3),
+            "upper": glp.UpperNormal(GENES, 2, [8]),
+        },
+        r"encoder NormalEncoder to take cells of 12 genes beside an upper latent of width 2 \(upper_dim\)",
+    ),
     "a prior of another width": ({"prior": glp.StandardNormal(3)}, r"expected a prior of 4 latents.*event shape \[3\]"),
     "a prior that would be broadcast": ({"prior": glp.StandardNormal(1)}, r"expected a prior of 4 latents"),
     "a prior of bits": ({"prior": glp.Bits(LATENT)}, "a discrete prior and a continuous encoder"),
