@@ -145,8 +145,8 @@ class WatchedELBO(ELBO):
         sites = score_sites(guide_trace)
         if self.baseline is not None and not sites:
             raise EstimatorError(
-                f"expected a latent site with a score for the baseline {type(self.baseline).__name__}, all sites of the "
-                "guide are differentiated without one; leave the baseline out, or use the estimator 'score-loo'"
+                f"expected a latent site with a score for the baseline {type(self.baseline).__name__}, got a guide "
+                "whose sites are differentiated without one; leave the baseline out, or use the estimator 'score-loo'"
             )
         surrogate: Tensor | float = 0.0
         for name, site in sites.items():

@@ -193,8 +193,8 @@ def register(
     if not isinstance(estimator, Estimator):
         raise TypeError(f"expected an Estimator, got {type(estimator).__name__}; such as glp.Estimator(rule='score')")
     rule = RULES[estimator.rule]
-    only_paths = rule.reparameterised and rule.otherwise is None
-    row = Row(estimator, needs or rule.needs, reference, {**(_PATHS if only_paths else {}), **(instead or {})}, objective)
+    offered = {**(_PATHS if rule.reparameterised and rule.otherwise is None else {}), **(instead or {})}
+    row = Row(estimator, needs or rule.needs, reference, offered, objective)
     if name in _ROWS and _ROWS[name] != row:
         raise ValueError(f"expected a new name, {name!r} is {_ROWS[name].estimator}; choose another name")
     for use in row.instead:

@@ -141,9 +141,9 @@ def _check_likelihood(vae: "VAE", likelihood: Any, minibatch: Minibatch) -> None
     support = _support("likelihood", likelihood)
     if not support.check(observed).all():
         raise CompositionError(
-            f"expected observed values within the support of the likelihood {name}, {_spoken(support)}, got values from "
-            f"{observed.min():g} to {observed.max():g}; override observed() to give the values that it is over, and "
-            "set scale to what they are"
+            f"expected observed values within the support of the likelihood {name}, {_spoken(support)}, got values "
+            f"from {observed.min():g} to {observed.max():g}; override observed() to give the values that it is "
+            "over, and set scale to what they are"
         )
     if vae.likelihood.scale == "counts":
         drawn = vae.likelihood.to_counts(likelihood.sample(), minibatch)
@@ -194,8 +194,8 @@ def _check_prior(role: str, prior: Any, posterior: Any) -> None:
         )
     if not mine.check(_probes(posterior, drawn)).all():
         raise CompositionError(
-            f"expected a {where} over all that the encoder can draw, {_spoken(drawn)}, got one over {_spoken(mine)}; use "
-            "an encoder over the same values, such as a LogNormal posterior under a Gamma prior"
+            f"expected a {where} over all that the encoder can draw, {_spoken(drawn)}, got one over {_spoken(mine)}; "
+            "use an encoder over the same values, such as a LogNormal posterior under a Gamma prior"
         )
 
 

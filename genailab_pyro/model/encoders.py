@@ -16,6 +16,8 @@ from genailab_pyro.nn import MLP, ConditionEncoding, Declared
 from genailab_pyro.sparse import Nonzeros, nonzeros_of
 from genailab_pyro.types import Counts, Latent, Minibatch, PerCell
 
+DRAWS_FOR_MEAN = 200
+
 
 class Encoder(Declared):
     """Base of the encoders: ``encoder(minibatch)`` is a Pyro distribution of event shape ``[latent]``.
@@ -44,6 +46,16 @@ def log_counts(minibatch: Minibatch) -> Counts | Nonzeros:
     counts = observed_counts(minibatch)
     nonzeros = nonzeros_of(counts) if counts.device.type == "cpu" else None
     return counts.log1p() if nonzeros is None else nonzeros.map(torch.log1p)
+
+
+def mean_of(distribution: Any) -> Tensor:
+    """Mean of a distribution; where it knows none, that of `DRAWS_FOR_MEAN` draws, the same ones at every call."""
+    try:
+        return distribution.mean
+    except NotImplementedError:
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            return distribution.sample(torch.Size([DRAWS_FOR_MEAN])).mean(0)
 
 
 class TrunkEncoder(Encoder):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.registration import Registration
-from genailab_pyro.model.encoders import Encoder, LatentLibrary, NormalEncoder
+from genailab_pyro.model.encoders import Encoder, LatentLibrary, NormalEncoder, mean_of
 from genailab_pyro.model.heads import Head
 from genailab_pyro.model.likelihoods import (
     INVERSE_DISPERSIONS,
@@ -35,7 +35,7 @@ from genailab_pyro.model.likelihoods import (
 from genailab_pyro.model.priors import Prior, StandardNormal
 from genailab_pyro.model.programs import Guide, Model
 from genailab_pyro.model.upper import Upper
-from genailab_pyro.nn import MLP, ConditionEncoding, Declared, Embedding, OneHot, Unconditioned, choose
+from genailab_pyro.nn import MLP, ConditionEncoding, Declared, Embedding, OneHot, Unconditioned, beside, choose
 from genailab_pyro.types import Latent, Minibatch
 
 _numbers = itertools.count()
@@ -168,9 +168,20 @@ class VAE(Declared):
         Below an upper latent it is that at the upper latent's mean, which is the same where the location of z depends
         on it linearly.
         """
-        if self.upper is None:
-            return self.encoder(minibatch).mean
-        return self.encoder(minibatch, self.upper.posterior(minibatch).mean).mean
+        return mean_of(self.encoder(minibatch, *self._upper_mean(minibatch)))
+
+    def posterior_deviation(self, minibatch: Minibatch) -> Latent:
+        """Mean of the approximate posterior of z less that of a prior that depends on an upper latent.
+
+        Returns:
+            Shape ``[cells, latent]``; without an upper latent, the mean of the posterior.
+        """
+        upper = self._upper_mean(minibatch)
+        mean = mean_of(self.encoder(minibatch, *upper))
+        return mean - mean_of(self.prior(beside(self.condition(minibatch), *upper))) if upper else mean
+
+    def _upper_mean(self, minibatch: Minibatch) -> tuple[Tensor, ...]:
+        return () if self.upper is None else (mean_of(self.upper.posterior(minibatch)),)
 
     def posterior_draws(self, minibatch: Minibatch, num_draws: int) -> Latent:
         """Draws of z from the approximate posterior, shape ``[draws, cells, latent]``."""

@@ -204,7 +204,7 @@ def _key_figures(findings: Findings, agreement: pd.DataFrame | None) -> dict[str
     shown: dict[str, object] = {}
     if findings.log_likelihood is not None:
         shown["Held-out log-likelihood"] = (findings.log_likelihood, "nats per cell")
-    shown["Active latents"] = (f"{diagnosis.active_units} of {len(diagnosis.variance)}", "used by the decoder")
+    shown["Active latents"] = (f"{diagnosis.active_units} of {len(diagnosis.latents.variance)}", "used by the decoder")
     if agreement is not None:
         purity, chance = agreement[["label_purity", "label_purity_by_chance"]].iloc[0]
         shown["Neighbours with the same label"] = (f"{purity:.0%}", f"{chance:.0%} by chance")

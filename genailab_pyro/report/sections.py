@@ -119,9 +119,10 @@ def training_section(report: Report, name: str, fit: Fit) -> Figures:
 def health_section(report: Report, diagnosis: Diagnosis) -> Figures:
     """What the diagnosis found."""
     report.section("Health of the fit").bullets(diagnosis.verdict)
-    if not len(diagnosis.kl):
+    use = diagnosis.latents
+    if not len(use.kl) or not np.isfinite(use.kl).all():
         return {}
-    figure = plots.kl_per_latent(diagnosis.kl, active=diagnosis.active)
+    figure = plots.kl_per_latent(use.kl, active=use.active)
     report.figure(
         figure,
         "Mean KL of each latent, in nats: how much it tells about a cell. A latent near zero is not used.",

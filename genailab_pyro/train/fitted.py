@@ -1,6 +1,7 @@
 """What training returns: a fitted model that answers the probabilistic questions about cells."""
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -25,10 +26,11 @@ from genailab_pyro.data.new_cells import NewCells
 from genailab_pyro.data.registration import Registration
 from genailab_pyro.estimators import Estimator
 from genailab_pyro.memory import memory_kept
+from genailab_pyro.model.encoders import mean_of
 from genailab_pyro.model.particles import draw_particles, paired_traces
 from genailab_pyro.model.vae import VAE
 from genailab_pyro.train.checkpoint import read_parts, write_parts
-from genailab_pyro.train.diagnosis import Diagnosis
+from genailab_pyro.train.diagnosis import Diagnosis, LatentUse
 from genailab_pyro.train.objective import Terms
 from genailab_pyro.train.settings import Training
 from genailab_pyro.train.storage import load_weights, read_json, read_tensors, write_json, write_tensors
@@ -274,18 +276,26 @@ class Fit:
         cells = self.bind(adata)
         if len(cells) > 2000:
             cells = cells.subset(np.sort(np.random.default_rng(seed).choice(len(cells), 2000, replace=False)))
-        guide_locs, kls = [], []
-        with _seeded(seed), torch.no_grad():
-            for minibatch in self._minibatches(cells, len(self.registration.genes)):
-                model_trace, guide_trace = paired_traces(self.vae.model, self.vae.guide, minibatch, 1)
-                kls.append(Diagnosis.kl_of(guide_trace, model_trace))
-                guide_locs.append(self.vae.posterior_mean(minibatch).cpu().numpy())
         return Diagnosis.of(
-            kl=np.concatenate(kls),
-            locs=np.concatenate(guide_locs),
+            **self._latent_use(cells, seed),
             log_weights=self._log_weights(cells, num_particles, seed).numpy(),
             history=self.history,
         )
+
+    def _latent_use(self, cells: Cells, seed: int) -> dict[str, LatentUse]:
+        sites = {"latents": "z"}
+        kls, locs = defaultdict(list), defaultdict(list)
+        with _seeded(seed), torch.no_grad():
+            for minibatch in self._minibatches(cells, len(self.registration.genes)):
+                model_trace, guide_trace = paired_traces(self.vae.model, self.vae.guide, minibatch, 1)
+                upper = self.vae.upper
+                if upper is not None and not guide_trace.nodes[upper.site]["fn"].support.is_discrete:
+                    sites["upper"] = upper.site
+                    locs["upper"].append(mean_of(upper.posterior(minibatch)).cpu().numpy())
+                locs["latents"].append(self.vae.posterior_deviation(minibatch).cpu().numpy())
+                for which, site in sites.items():
+                    kls[which].append(Diagnosis.kl_of(guide_trace, model_trace, site))
+        return {which: LatentUse.of(np.concatenate(kls[which]), np.concatenate(locs[which])) for which in sites}
 
     def plot(self) -> Figure:
         """Training curves: ELBO, reconstruction and KL over epochs."""

@@ -249,7 +249,7 @@ def test_a_fit_answers_with_it(build):
     assert fitted.latent().shape == (CELLS, LATENT)
     assert fitted.posterior_samples(num_samples=4).shape == (4, CELLS, LATENT)
     diagnosis = fitted.diagnose(num_particles=25)
-    assert len(diagnosis.kl) in (0, LATENT)
+    assert len(diagnosis.latents.kl) in (0, LATENT)
     assert diagnosis.gap >= 0
 
 

@@ -104,7 +104,9 @@ def test_a_site_that_a_rule_cannot_differentiate_is_refused(estimator, kind, mes
 
 @pytest.mark.parametrize("parts", [{}, {"credit": "graph"}, {"bound": "elbo-kl"}, {"rule": "stl"}])
 def test_a_baseline_without_a_score_is_refused(parts):
-    with pytest.raises(estimators.EstimatorError, match="site with a score for the baseline CellBaseline.*'score-loo'"):
+    with pytest.raises(
+        estimators.EstimatorError, match=r"a score for the baseline CellBaseline.*'score-loo'"
+    ):
         gradient(Pair("Normal"), Estimator(baseline="cell-average", **parts))
 
 

@@ -45,9 +45,10 @@ class Unsupported(glp.StandardNormal):
 
     def forward(self, condition):
         class Silent(dist.TorchDistribution):
-            arg_constraints = {}
+            def __init__(self):
+                super().__init__(event_shape=torch.Size([LATENT]), validate_args=False)
 
-        return Silent(event_shape=torch.Size([LATENT]))
+        return Silent()
 
 
 class Detected(glp.Likelihood):

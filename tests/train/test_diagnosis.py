@@ -2,13 +2,27 @@
 
 import numpy as np
 import pandas as pd
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
 
 import genailab_pyro as glp
 from genailab_pyro.model.particles import paired_traces
-from genailab_pyro.train.diagnosis import Diagnosis
+from genailab_pyro.train.diagnosis import Diagnosis, LatentUse
+
+
+def plain_fit(vae, cells):
+    """A fit that was not trained."""
+    return glp.Fit(
+        vae=vae,
+        registration=cells.registration,
+        history=pd.DataFrame(),
+        estimator=glp.Estimator(),
+        training=glp.Training(),
+        seed=0,
+        cells=cells,
+    )
 
 
 @pytest.fixture
@@ -19,23 +33,15 @@ def collapsed(vae, cells):
             head.weight.zero_()
             head.bias.zero_()
         vae.encoder.scale.bias.fill_(np.log(np.expm1(1 - 1e-4)))
-    return glp.Fit(
-        vae=vae.eval(),
-        registration=cells.registration,
-        history=pd.DataFrame(),
-        estimator=glp.Estimator(),
-        training=glp.Training(),
-        seed=0,
-        cells=cells,
-    )
+    return plain_fit(vae.eval(), cells)
 
 
 def test_a_collapsed_model_is_called_so(collapsed):
     diagnosis = collapsed.diagnose(num_particles=25)
     assert diagnosis.collapsed
     assert diagnosis.active_units == 0
-    np.testing.assert_allclose(diagnosis.kl, 0, atol=1e-5)
-    np.testing.assert_allclose(diagnosis.variance, 0, atol=1e-10)
+    np.testing.assert_allclose(diagnosis.latents.kl, 0, atol=1e-5)
+    np.testing.assert_allclose(diagnosis.latents.variance, 0, atol=1e-10)
     text = str(diagnosis)
     assert text.startswith("0 of 3 latents are active.\nThe posterior has collapsed onto the prior")
     assert "A longer warm-up, free bits or a smaller beta usually help" in text
@@ -47,7 +53,7 @@ def test_a_trained_model_is_active(fitted):
     diagnosis = fitted.diagnose()
     assert diagnosis.active_units >= 2
     assert not diagnosis.collapsed
-    assert diagnosis.kl.shape == diagnosis.variance.shape == (3,)
+    assert diagnosis.latents.kl.shape == diagnosis.latents.variance.shape == (3,)
     assert diagnosis.pareto_k.shape == (120,)
     assert diagnosis.gap > 0
     assert diagnosis.gradient_norm > 0
@@ -59,8 +65,8 @@ def test_a_trained_model_is_active(fitted):
 
 def test_kl_variance_gap_and_overfit_are_what_they_say(fitted):
     diagnosis = fitted.diagnose(num_particles=50, seed=3)
-    assert diagnosis.kl.sum() == pytest.approx(fitted.terms().kl, rel=1e-5)
-    np.testing.assert_allclose(diagnosis.variance, fitted.latent().var(0), rtol=1e-5)
+    assert diagnosis.latents.kl.sum() == pytest.approx(fitted.terms().kl, rel=1e-5)
+    np.testing.assert_allclose(diagnosis.latents.variance, fitted.latent().var(0), rtol=1e-5)
     gap = fitted.log_likelihood(num_particles=50, seed=3) - fitted.elbo(num_particles=50, seed=3)
     assert diagnosis.gap == pytest.approx(gap.mean(), rel=1e-6)
     last = fitted.history.iloc[-1]
@@ -68,35 +74,87 @@ def test_kl_variance_gap_and_overfit_are_what_they_say(fitted):
     assert diagnosis.gradient_norm == pytest.approx(fitted.history["gradient_norm"].tail(5).mean())
 
 
-def measured(**changes):
+def measured(kl=None, locs=None, **changes):
     rng = np.random.default_rng(0)
     history = pd.DataFrame({"train_elbo": [-100.0], "validation_elbo": [-101.0], "gradient_norm": [2.0]})
-    parts = {
-        "kl": np.full((60, 4), 1.0),
-        "locs": rng.normal(size=(60, 4)),
-        "log_weights": rng.normal(0, 0.1, (100, 60)),
-        "history": history,
-    }
+    use = LatentUse.of(np.full((60, 4), 1.0) if kl is None else kl, rng.normal(size=(60, 4)) if locs is None else locs)
+    parts = {"latents": use, "log_weights": rng.normal(0, 0.1, (100, 60)), "history": history}
     return Diagnosis.of(**{**parts, **changes})
 
 
 def test_a_latent_is_active_by_its_kl_and_its_variance():
     kl = np.tile([1.0, 1.0, 0.005, 0.005], (60, 1))
     locs = np.random.default_rng(0).normal(size=(60, 4)) * [1.0, 0.01, 1.0, 0.01]
-    assert measured(kl=kl, locs=locs).active.tolist() == [True, False, False, False]
+    assert measured(kl=kl, locs=locs).latents.active.tolist() == [True, False, False, False]
 
 
 def test_without_a_closed_form_the_variance_decides():
     locs = np.random.default_rng(0).normal(size=(60, 4)) * [1.0, 0.01, 1.0, 0.01]
     diagnosis = measured(kl=np.zeros((60, 0)), locs=locs)
-    assert diagnosis.active.tolist() == [True, False, True, False]
+    assert diagnosis.latents.active.tolist() == [True, False, True, False]
     assert "KL per latent (nats): no closed form" in str(diagnosis)
+
+
+def test_a_posterior_that_is_the_same_for_all_cells_has_learned_nothing_yet_and_has_not_collapsed():
+    diagnosis = measured(kl=np.full((60, 4), 0.8), locs=np.full((60, 4), 0.3))
+    assert diagnosis.active_units == 0
+    assert not diagnosis.collapsed
+    assert "differs from the prior, by up to 0.80 nats, but hardly from cell to cell" in str(diagnosis)
+    assert "collapsed" not in str(diagnosis)
+
+
+@pytest.mark.parametrize("broken", [np.inf, np.nan])
+def test_a_posterior_outside_of_the_prior_has_not_collapsed(broken):
+    diagnosis = measured(kl=np.full((60, 4), broken), locs=np.zeros((60, 4)))
+    assert not diagnosis.collapsed
+    assert "Their KL is not finite" in str(diagnosis)
+
+
+def test_each_layer_of_a_hierarchy_is_looked_at(cells):
+    """The upper latents say the prior; those below follow them, and add something of their own in two of three."""
+    vae = glp.HierarchicalVAE.from_registration(cells, latent_dim=3, hidden_dims=[8], upper_dim=2).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for head in (vae.upper.encoder.loc, vae.upper.encoder.scale):
+            head.weight.zero_()
+            head.bias.zero_()
+        vae.upper.encoder.scale.bias.fill_(np.log(np.expm1(1 - 1e-4)))
+    use = plain_fit(vae, cells).diagnose(num_particles=25)
+    assert use.upper.collapsed
+    minibatch = cells.take(range(len(cells)))
+    with torch.no_grad():
+        condition = vae.condition(minibatch)
+        above = vae.upper.posterior(minibatch).mean
+        prior = vae.prior(torch.cat([condition, above], -1)).mean
+        expected = (vae.encoder(minibatch, above).mean - prior).numpy().var(0)
+    np.testing.assert_allclose(use.latents.variance, expected, rtol=1e-4)
+    text = str(use)
+    assert "0 of 2 upper latents are active." in text
+    assert "KL per upper latent (nats): 0.00, 0.00" in text
+
+
+class Shifted(glp.NormalEncoder):
+    """A posterior that does not know its mean."""
+
+    def forward(self, minibatch, upper=None):
+        normal = super().forward(minibatch).base_dist
+        return dist.TransformedDistribution(normal, dist.transforms.SigmoidTransform()).to_event(1)
+
+
+def test_a_posterior_without_a_mean_has_that_of_draws(cells):
+    genes = len(cells.registration.genes)
+    vae = glp.VAE(glp.StandardNormal(2), glp.MLP(2, [8]), glp.NegativeBinomialLikelihood(8, genes), Shifted(genes, 2))
+    fit = plain_fit(vae.eval(), cells)
+    found = fit.latent()
+    np.testing.assert_array_equal(found, fit.latent())
+    draws = fit.posterior_samples(num_samples=2000, seed=1)
+    assert np.abs(found - draws.mean(0)).max() < 5 * draws.std(0).max() * (1 / 200 + 1 / 2000) ** 0.5
 
 
 def test_half_unused_latents_are_spoken_of():
     locs = np.random.default_rng(0).normal(size=(60, 4)) * [1.0, 0.01, 1.0, 0.01]
-    assert "a smaller latent_dim would do as well" in str(measured(locs=locs))
-    assert "latent_dim" not in str(measured())
+    assert "half of the latents are not used; fewer of them would do as well" in str(measured(locs=locs))
+    assert "not used" not in str(measured())
 
 
 def test_long_tails_of_the_weights_are_spoken_of():
