@@ -277,8 +277,9 @@ def _check_places(model_trace: Trace, guide_trace: Trace) -> float:
     for name, site in observed.items():
         if not torch.allclose(torch.as_tensor(site["scale"], dtype=torch.float64), _one(plate_factor(site))):
             raise EstimatorError(
-                f"expected the observations {name!r} of a bound of importance weights not to be scaled, which would "
-                f"change the bound inside its logarithm; take poutine.scale away, or {instead}"
+                f"expected the observations {name!r} of a bound of importance weights to have no scale, which "
+                "would change the bound inside its logarithm; take it away (weight=1 of a head, or poutine.scale), or "
+                f"{instead}"
             )
     places = {name: _data_frames(site) for name, site in latents.items()}
     first, frames = next(iter(places.items()))

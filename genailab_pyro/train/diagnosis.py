@@ -59,9 +59,7 @@ class LatentUse:
         total = len(self.variance)
         lines = [f"{self.active_units} of {total} {what} are active."]
         if not np.isfinite(self.kl).all():
-            lines.append(
-                "Their KL is not finite: the posterior goes where the prior has no probability."
-            )
+            lines.append("Their KL is not finite: the posterior goes where the prior has no probability.")
         elif self.collapsed:
             lines.append(
                 "The posterior has collapsed onto the prior: the decoder ignores the latent. A longer warm-up, free "

@@ -23,7 +23,7 @@ from genailab_pyro.model.particles import paired_traces
 from genailab_pyro.model.penalties import FreeBits, Penalty
 from genailab_pyro.model.upper import UpperNormal
 from genailab_pyro.model.vae import VAE
-from genailab_pyro.train.objective import Objective, Terms
+from genailab_pyro.train.objective import NonFiniteLossError, Objective, Terms
 from genailab_pyro.train.optim import ModuleOptim
 from genailab_pyro.train.schedules import LEARNING_RATES, Annealed
 from genailab_pyro.train.settings import Training
@@ -138,7 +138,11 @@ class Run:
         return self.record.epoch >= self.num_epochs or (patience is not None and self.record.stale >= patience)
 
     def epoch(self) -> dict[str, float]:
-        """Pass once over the training cells; returns the new row of the history."""
+        """Pass once over the training cells; returns the new row of the history.
+
+        Raises:
+            NonFiniteLossError, NonFiniteGradientError: If a step, or the validation cells, cannot be gone on from.
+        """
         begun = time.perf_counter()
         record, training = self.record, self.training
         self.vae.train()
@@ -150,6 +154,8 @@ class Run:
         record.epoch += 1
         train = _mean(self.objective.steps)
         validation = self.validate()
+        if validation is not None and not math.isfinite(validation.elbo):
+            raise NonFiniteLossError(f"the ELBO of the validation cells is {validation.elbo:g} after this epoch")
         record.seconds += time.perf_counter() - begun
         row = {
             "epoch": record.epoch,

@@ -139,7 +139,7 @@ def test_loops_over_plates_and_scaled_observations_are_refused_beside_importance
     model, guide, elbo = estimators.get(name).bind(
         scaled, poutine.scale(lambda: pyro.sample("z", dist.Normal(loc, one(1.0))), 0.5)
     )
-    with pytest.raises(EstimatorError, match="not to be scaled"):
+    with pytest.raises(EstimatorError, match="to have no scale"):
         elbo.differentiable_loss(model, guide)
 
 

@@ -272,6 +272,27 @@ def test_what_is_not_finite_stops_the_run_and_names_where(cells, train, same_sta
     assert same_state(fit.vae, train(spoilt(spoil), cells, max_epochs=2, **options).vae)
 
 
+class BrokenLater(glp.NegativeBinomialLikelihood):
+    """Infinitely improbable counts in evaluation, once it has been trained for a while."""
+
+    calls = 0
+
+    def forward(self, features, minibatch):
+        self.calls += self.training
+        if self.training or self.calls < 20:
+            return super().forward(features, minibatch)
+        return dist.Poisson(torch.zeros(minibatch.size, 20)).to_event(1)
+
+
+def test_validation_cells_of_no_probability_stop_the_run(cells, train):
+    parts = glp.StandardNormal(3), glp.MLP(3, [16]), BrokenLater(16, 20), glp.NormalEncoder(20, 3, [16])
+    with pytest.raises(glp.TrainingError, match="ELBO of the validation cells is -inf after this epoch") as caught:
+        train(glp.VAE(*parts), cells, max_epochs=50)
+    history = caught.value.fit.history
+    assert 0 < len(history) < 49
+    assert np.isfinite(history["validation_elbo"]).all()
+
+
 def test_the_cells_that_are_named_are_those_of_the_minibatch(vae, cells, train, monkeypatch):
     seen = []
 
