@@ -14,8 +14,8 @@ from anndata import AnnData
 from jaxtyping import Bool
 from rich.console import Console
 
-from genailab_pyro.analysis import annotate
-from genailab_pyro.configuration import Configuration, marked_cells
+from genailab_pyro.analysis import annotate, label_probabilities
+from genailab_pyro.configuration import STRUCTURE, Configuration, marked_cells
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.preprocess import preprocess
 from genailab_pyro.data.registration import register
@@ -26,7 +26,8 @@ from genailab_pyro.report.folder import RunFolder, clear_run
 from genailab_pyro.report.run import Findings, map_cells, run_card, run_report
 from genailab_pyro.train.diagnosis import Diagnosis
 from genailab_pyro.train.fit import fit, resume
-from genailab_pyro.train.fitted import Fit, load
+from genailab_pyro.train.fitted import Fit
+from genailab_pyro.train.loading import load
 
 PARTICLES = 100
 
@@ -187,8 +188,9 @@ def run(
     """Fit the model of a configuration to its cells, score it on the held-out ones, and write a folder.
 
     The folder gets ``config.yaml`` with every value, ``metrics.csv`` (the history), ``scores.csv``, ``model/`` (the
-    saved fit), ``cells.h5ad`` (all cells with latents, expression and split), ``figures/``, ``report.html``,
-    ``MODEL_CARD.md``, and ``state/``, from which `continue_run` goes on after an interruption.
+    saved fit), ``cells.h5ad`` (all cells with latents, expression and split, and with the labels that a model tells and
+    their probabilities), ``figures/``, ``report.html``, ``MODEL_CARD.md``, and ``state/``, from which `continue_run`
+    goes on after an interruption.
 
     Args:
         configuration: What is run.
@@ -346,6 +348,8 @@ def _write(
         num_particles=PARTICLES,
         diagnosis=diagnosis,
     )
+    if findings.learned is not None:
+        _tell_labels(annotated, fitted, findings.learned, seed=seed)
     report, figures = run_report(findings, map_cells(annotated, seed=seed), seed=seed)
     shutil.rmtree(out.path / "model", ignore_errors=True)  # of a run whose outputs were cut off, or are replaced
     out.model(fitted)
@@ -369,7 +373,19 @@ def _model(configuration: Configuration, fitted: Fit) -> dict[str, object]:
     """The settings of the model, with what the library has chosen, for the card."""
     chosen = fitted.vae.declaration()["arguments"]
     settings = configuration.to_mapping()["model"]
-    return {name: chosen.get(name) if value is None else value for name, value in settings.items()}
+    return {
+        name: chosen.get(name) if value is None else value
+        for name, value in settings.items()
+        if name in chosen or name not in STRUCTURE
+    }
+
+
+def _tell_labels(annotated: AnnData, fitted: Fit, name: str, *, seed: int) -> None:
+    """Put the label that each cell is told as, and its probability, into ``.obs``."""
+    probabilities = label_probabilities(fitted, annotated, seed=seed)
+    codes = probabilities.to_numpy().argmax(1)
+    annotated.obs[f"{name}_told"] = pd.Categorical.from_codes(codes, categories=probabilities.columns)
+    annotated.obs[f"{name}_probability"] = probabilities.max(axis=1)
 
 
 def _source(configuration: Configuration, prepared: Prepared) -> dict[str, object]:

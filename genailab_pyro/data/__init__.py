@@ -16,6 +16,7 @@ from genailab_pyro.data.simulate import (
     Simulation,
     simulate,
 )
+from genailab_pyro.data.thinning import thin
 from genailab_pyro.data.truth import Truth
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "preprocess",
     "register",
     "simulate",
+    "thin",
 ]

@@ -2,6 +2,12 @@
 
 from genailab_pyro.evaluation.amortisation import amortisation_gap
 from genailab_pyro.evaluation.clusters import LabelAgreement, batch_excess, label_agreement
+from genailab_pyro.evaluation.denoising import (
+    denoising_scores,
+    interval_coverage,
+    poisson_log_likelihood,
+    reference_shares,
+)
 from genailab_pyro.evaluation.disentanglement import (
     DCI,
     dci,
@@ -22,9 +28,13 @@ __all__ = [
     "batch_excess",
     "compare_models",
     "dci",
+    "denoising_scores",
     "disentanglement",
+    "interval_coverage",
     "label_agreement",
     "mutual_information_gap",
+    "poisson_log_likelihood",
+    "reference_shares",
     "separated_attribute_predictability",
     "traverse",
 ]

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -29,11 +29,11 @@ from genailab_pyro.memory import memory_kept
 from genailab_pyro.model.encoders import mean_of
 from genailab_pyro.model.particles import draw_particles, paired_traces
 from genailab_pyro.model.vae import VAE
-from genailab_pyro.train.checkpoint import read_parts, write_parts
+from genailab_pyro.train.checkpoint import write_parts
 from genailab_pyro.train.diagnosis import Diagnosis, LatentUse
 from genailab_pyro.train.objective import Terms
 from genailab_pyro.train.settings import Training
-from genailab_pyro.train.storage import load_weights, read_json, read_tensors, write_json, write_tensors
+from genailab_pyro.train.storage import write_json, write_tensors
 from genailab_pyro.types import Minibatch
 
 WEIGHTS = "weights.safetensors"
@@ -166,19 +166,70 @@ class Fit:
         Raises:
             ValueError: If a condition or level is not known, or the number of draws is below one.
         """
+        return self._expression(adata, conditions, continuous, num_samples, seed, lambda draws: draws.mean(0))
+
+    def expression_quantiles(
+        self,
+        quantiles: Sequence[float],
+        adata: AnnData | Cells | None = None,
+        *,
+        conditions: Mapping[str, str] | None = None,
+        continuous: Mapping[str, float] | None = None,
+        num_samples: int = 100,
+        seed: int = 0,
+    ) -> Float[np.ndarray, "quantiles cells genes"]:
+        """Quantiles of the mean expression of each cell over its posterior: how far the latent leaves it open.
+
+        The parameters of the model are taken as known, so that intervals are too narrow where there are few cells to
+        learn them from.
+
+        Args:
+            quantiles: Between 0 and 1, such as ``[0.05, 0.95]`` for an interval of 90 %.
+            adata: The cells.
+            conditions: Levels to decode under; conditions not named stay.
+            continuous: Values of continuous covariates to decode under.
+            num_samples: Number of posterior draws.
+            seed: Seed of the draws.
+
+        Returns:
+            Proportions of the cell's counts where the library is a total, shape ``[quantiles, cells, genes]``.
+
+        Raises:
+            ValueError: If a quantile is out of range, a condition or level is not known, or the number of draws is
+                below one.
+        """
+        asked = np.asarray(quantiles, dtype=float)
+        if asked.ndim != 1 or not len(asked) or not ((asked >= 0) & (asked <= 1)).all():
+            raise ValueError(f"expected quantiles from 0 to 1, such as [0.05, 0.95], got {quantiles!r}")
+
+        def at(draws: Tensor) -> Tensor:
+            return draws.quantile(torch.as_tensor(asked, device=draws.device, dtype=draws.dtype), dim=0).transpose(0, 1)
+
+        return self._expression(adata, conditions, continuous, num_samples, seed, at).swapaxes(0, 1)
+
+    def _expression(
+        self,
+        adata: AnnData | Cells | None,
+        conditions: Mapping[str, str] | None,
+        continuous: Mapping[str, float] | None,
+        num_samples: int,
+        seed: int,
+        summary: Callable[[Float[Tensor, "draws cells genes"]], Tensor],
+    ) -> np.ndarray:
+        """A summary of draws of the mean expression, with the cells in front."""
         _check_number("num_samples", num_samples)
         observed = self.bind(adata)
         decoded = observed
         if conditions or continuous:
             decoded = observed.with_conditions(conditions or {}, continuous)
 
-        def mean(minibatch: Minibatch) -> Tensor:
+        def summed_up(minibatch: Minibatch) -> Tensor:
             other = decoded.take(minibatch.index.cpu(), device=self.device, dtype=minibatch.library.dtype)
             z = self.vae.posterior_draws(minibatch, num_samples)
-            return self.vae.likelihood.expression(self.vae.decode(z, other), other).mean(0)
+            return summary(self.vae.likelihood.expression(self.vae.decode(z, other), other))
 
         with _seeded(seed):
-            return self._gathered(observed, mean, per_cell=num_samples * len(self.registration.genes))
+            return self._gathered(observed, summed_up, per_cell=num_samples * len(self.registration.genes))
 
     def generate(
         self,
@@ -374,34 +425,3 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(), pyro.get_param_store().scope(), pyro.validation_enabled(False), memory_kept():
         torch.manual_seed(seed)
         yield
-
-
-def load(folder: str | Path, *, device: str | torch.device = "cpu") -> Fit:
-    """Read a fit that `Fit.save` wrote, on this machine or another; the training data are not needed.
-
-    Args:
-        folder: The folder.
-        device: Where to put the model.
-
-    Raises:
-        FileNotFoundError: If the folder holds no fit.
-        ValueError: If a newer version wrote it, if its weights are a pickle or not the model's, or it is damaged.
-    """
-    folder = Path(folder)
-    content = read_json(folder / DECLARATION)
-    parts = read_parts(content, folder / DECLARATION)
-    weights, _ = read_tensors(folder / WEIGHTS)
-    load_weights(parts["vae"], weights, folder / WEIGHTS)
-    try:
-        history = pd.DataFrame({name: pd.Series(column, dtype=float) for name, column in content["history"].items()})
-        history = history.astype({"epoch": int} if len(history.columns) else {})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"expected the history of a fit in {folder / DECLARATION}, got none ({error})") from error
-    parts["vae"].to(device).eval()
-    return Fit(
-        **parts,
-        baseline=read_tensors(folder / BASELINE)[0] if (folder / BASELINE).exists() else None,
-        history=history,
-        interrupted=bool(content.get("interrupted", False)),
-        versions=content.get("versions", {}),
-    )
