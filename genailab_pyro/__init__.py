@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from genailab_pyro import analysis, data, estimators, evaluation, experiments, plots, report
     from genailab_pyro.data import Cells, Registration, preprocess, register
     from genailab_pyro.estimators import Estimator, estimate
-    from genailab_pyro.evaluation import compare_models
+    from genailab_pyro.evaluation import (
+        compare_models,
+        to_inference_data,
+    )
     from genailab_pyro.experiments import EstimatorComparison, compare_estimators
     from genailab_pyro.experiments.race import Race, race
     from genailab_pyro.model import (
@@ -96,7 +99,10 @@ _HOMES = {
         "Estimator",
         "estimate",
     ),
-    "evaluation": ("compare_models",),
+    "evaluation": (
+        "compare_models",
+        "to_inference_data",
+    ),
     "experiments": ("EstimatorComparison", "compare_estimators"),
     "experiments.race": ("Race", "race"),
     "model": (
@@ -257,6 +263,7 @@ __all__ = [
     "register",
     "report",
     "resume",
+    "to_inference_data",
 ]
 
 

@@ -17,6 +17,7 @@ from genailab_pyro.evaluation.disentanglement import (
 )
 from genailab_pyro.evaluation.genes import GeneStatistics
 from genailab_pyro.evaluation.heldout import Estimate, compare_models
+from genailab_pyro.evaluation.inference_data import compare_elpd, gene_checks, held_out_elpd, to_inference_data
 from genailab_pyro.evaluation.traversals import traverse
 
 __all__ = [
@@ -26,15 +27,19 @@ __all__ = [
     "LabelAgreement",
     "amortisation_gap",
     "batch_excess",
+    "compare_elpd",
     "compare_models",
     "dci",
     "denoising_scores",
     "disentanglement",
+    "gene_checks",
+    "held_out_elpd",
     "interval_coverage",
     "label_agreement",
     "mutual_information_gap",
     "poisson_log_likelihood",
     "reference_shares",
     "separated_attribute_predictability",
+    "to_inference_data",
     "traverse",
 ]

@@ -61,16 +61,7 @@ def compare_models(
             values, or other genes.
     """
     named = dict(fits) if isinstance(fits, Mapping) else {f"model {i + 1}": fit for i, fit in enumerate(fits)}
-    if len(named) < 2:
-        raise ValueError(f"expected at least two fits to compare, got {len(named)}")
-    scales = {name: _scale(fit) for name, fit in named.items()}
-    if len(set(scales.values())) > 1:
-        raise ValueError(
-            f"expected models over the same values, got {scales}; densities of different values do not compare: leave "
-            "one kind out"
-        )
-    if len({frozenset(fit.registration.genes) for fit in named.values()}) > 1:
-        raise ValueError("expected models over the same genes, got different ones; fit them on the same genes")
+    check_comparable(named)
     bounds, elbos = {}, {}
     for name, fit in named.items():
         cells = fit.bind(adata)
@@ -90,6 +81,24 @@ def compare_models(
             "difference_standard_error": difference.standard_error,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
+
+
+def check_comparable(fits: Mapping[str, Fit]) -> None:
+    """Refuse fits whose likelihoods do not compare.
+
+    Raises:
+        ValueError: If there are fewer than two, or they score different things.
+    """
+    if len(fits) < 2:
+        raise ValueError(f"expected at least two fits to compare, got {len(fits)}")
+    scales = {name: _scale(fit) for name, fit in fits.items()}
+    if len(set(scales.values())) > 1:
+        raise ValueError(
+            f"expected models over the same values, got {scales}; densities of different values do not compare: leave "
+            "one kind out"
+        )
+    if len({frozenset(fit.registration.genes) for fit in fits.values()}) > 1:
+        raise ValueError("expected models over the same genes, got different ones; fit them on the same genes")
 
 
 def _scale(fit: Fit) -> str:
