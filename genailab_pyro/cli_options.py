@@ -24,7 +24,10 @@ Continuous = Annotated[
     list[str] | None,
     typer.Option("--continuous", metavar="COLUMN", help="Numeric column of obs that the model is told; repeatable."),
 ]
-Labels = Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of obs with labels, for the report only.")]
+Labels = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN", help="Column of obs with labels, for the report; SemiSupervisedVAE learns them."),
+]
 Counts = Annotated[str | None, typer.Option(metavar="LAYER", help="Layer with the raw counts; without it, X.")]
 SizeFactor = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="Column of obs that takes the place of a cell's total counts.")

@@ -20,7 +20,7 @@ from genailab_pyro import estimators
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.preprocess import preprocess
 from genailab_pyro.data.validation import named, suggestion
-from genailab_pyro.model.structured import BernoulliVAE, HierarchicalVAE, LabelVAE
+from genailab_pyro.model.structured import BernoulliVAE, HierarchicalVAE, LabelVAE, SemiSupervisedVAE
 from genailab_pyro.model.vae import CVAE, CVAE_NB, CVAE_ZINB, VAE, VAE_NB, VAE_ZINB, VAE_Gaussian
 from genailab_pyro.nn import choose
 from genailab_pyro.train.fit import fit
@@ -30,8 +30,15 @@ MODELS: dict[str, Any] = {
     model.__name__: model
     for model in (
         *(CVAE, CVAE_NB, CVAE_ZINB, VAE_Gaussian, VAE_NB, VAE_ZINB),
-        *(HierarchicalVAE, LabelVAE, BernoulliVAE),
+        *(HierarchicalVAE, LabelVAE, SemiSupervisedVAE, BernoulliVAE),
     )
+}
+# What one model alone takes.
+STRUCTURE: dict[str, Any] = {
+    "upper_dim": HierarchicalVAE,
+    "num_labels": LabelVAE,
+    "error": SemiSupervisedVAE,
+    "weight": SemiSupervisedVAE,
 }
 
 
@@ -61,7 +68,8 @@ class DataSettings:
         counts: Layer with the raw counts; None for ``.X``.
         conditions: Categorical columns of ``.obs`` that the model is told.
         continuous: Numeric columns of ``.obs`` that the model is told.
-        labels: Column of ``.obs`` with labels that the report compares the latent space with.
+        labels: Column of ``.obs`` with labels that the report compares the latent space with, and from which
+            ``SemiSupervisedVAE`` learns.
         size_factor: Column of ``.obs`` in place of the total counts.
         preprocess: Which cells and genes to keep; None keeps all.
     """
@@ -79,8 +87,11 @@ class DataSettings:
 class ModelSettings:
     """The model; see ``CVAE_NB.from_registration``, which describes the fields beside the name, and chooses for None.
 
+    The last four are of one model each: ``upper_dim`` of ``HierarchicalVAE``, ``num_labels`` of ``LabelVAE``, ``error``
+    and ``weight`` of ``SemiSupervisedVAE``, which describe them, and choose for None.
+
     Raises:
-        ValueError: If there is no model of that name.
+        ValueError: If there is no model of that name, or an option is another model's.
     """
 
     name: str = CVAE_NB.__name__
@@ -91,15 +102,27 @@ class ModelSettings:
     dropout: float | None = None
     norm: str | None = None
     inverse_dispersion: str | None = None
+    upper_dim: int | None = None
+    num_labels: int | None = None
+    error: float | None = None
+    weight: float | None = None
 
     def __post_init__(self) -> None:
-        choose(MODELS, self.name, "name")
+        model = choose(MODELS, self.name, "name")
+        for option, owner in STRUCTURE.items():
+            if getattr(self, option) is not None and model is not owner:
+                raise ValueError(
+                    f"expected no {option} for {self.name}, got {getattr(self, option)}; leave it out, or choose "
+                    f"{owner.__name__}"
+                )
 
     def build(self, cells: Cells, *, seed: int) -> VAE:
         """The model for some registered cells, with its initial weights."""
         options = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
         chosen = {name: value for name, value in options.items() if value is not None}
-        vae: VAE = MODELS[self.name].from_registration(cells, seed=seed, **chosen)
+        model = MODELS[self.name]
+        defaults = {name: _default(model.latents, name) for name, owner in STRUCTURE.items() if owner is model}
+        vae: VAE = model.from_registration(cells, seed=seed, **defaults | chosen)
         return vae
 
 
@@ -212,6 +235,9 @@ class Configuration:
         seed: Seed of the split, the initial weights, the training and the scores.
         device: Where to train; None for the processor.
 
+    Raises:
+        ValueError: If the model learns from labels, and no column of labels is named.
+
     Example:
         >>> configuration = Configuration.from_mapping({"data": {"path": "cells.h5ad"}, "seed": 1})
         >>> configuration.model.name, configuration.training.max_epochs
@@ -227,6 +253,14 @@ class Configuration:
     held_out: HeldOut = field(default_factory=HeldOut)
     seed: int = _default(fit, "seed")
     device: str | None = _default(fit, "device")
+
+    def __post_init__(self) -> None:
+        if self.model.name == SemiSupervisedVAE.__name__ and self.data.labels is None:
+            raise ValueError(
+                f"expected a column of obs with labels, from which {self.model.name} learns, got none; name it by "
+                "--labels or data.labels, with NaN where a label is not known, or choose another model, such as "
+                f"{LabelVAE.__name__}, which finds clusters"
+            )
 
     @classmethod
     def from_mapping(cls, content: Mapping[str, Any]) -> Self:

@@ -1,6 +1,7 @@
 """Building blocks of the networks: declared modules, the multilayer perceptron, and the encoding of conditions."""
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import islice, pairwise
@@ -39,16 +40,31 @@ def choose(table: dict[str, Any], name: str, what: str) -> Any:
 class Declared(nn.Module):
     """A module that remembers the arguments it was declared with, so that it is saved without a pickle.
 
-    Arguments must be numbers, strings, None, sequences or mappings of these, or other declared modules.
+    Arguments must be numbers, strings, None, lists, tuples or mappings of these, or other declared modules. A class is
+    saved by its import path: one of a notebook is trained and used like any other, and its fit is read where the class
+    is defined again.
+
+    Raises:
+        TypeError: If an argument can never be written, such as a function or a tensor. (A torch module that is not
+            declared is refused when it is saved.)
     """
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keep the arguments as they came; they are read only when the module is saved."""
+        """Keep the arguments as they came; they are written only when the module is saved."""
         module = super().__new__(cls)
         module.__dict__["_arguments"] = (args, kwargs)
+        try:
+            bound = module._bound()
+        except TypeError:
+            return module  # a copy, which gets its arguments later, or arguments that its constructor refuses
+        _written_arguments(cls, bound, lambda part, where: id(part))
         return module
+
+    def _bound(self) -> inspect.BoundArguments:
+        """The arguments by the names that the constructor has for them."""
+        return inspect.signature(type(self).__init__).bind(self, *self._arguments[0], **self._arguments[1])
 
     def declaration(self, _seen: dict[int, int] | None = None) -> dict[str, Any]:
         """The import path and arguments of this module as plain JSON types; parts shared by two modules stay shared.
@@ -57,9 +73,14 @@ class Declared(nn.Module):
             ``{"class": "package.module:Name", "arguments": {...}, "part": number}``, nested; where the constructor
             takes ``*arguments``, those that were given by position are under ``"positional"``.
 
+        Warns:
+            UserWarning: If the class, or that of a part, is defined in the notebook or script that runs.
+
         Raises:
             TypeError: If an argument cannot be written as JSON, or the class cannot be imported by its name.
         """
+        if _seen is None:
+            self._warn_of_main()
         seen = {} if _seen is None else _seen
         if id(self) in seen:
             return {"shared": seen[id(self)]}
@@ -70,15 +91,24 @@ class Declared(nn.Module):
                 f"expected a class that can be imported, got {cls.__qualname__}, defined inside a function; "
                 "define it at the top of a module"
             )
-        bound = inspect.signature(cls.__init__).bind(self, *self._arguments[0], **self._arguments[1])
-        positional, named = _split(bound)
-        written: dict[str, Any] = {"class": f"{cls.__module__}:{cls.__qualname__}"}
-        if positional:
-            written["positional"] = [_written(value, f"an argument of {cls.__name__}", seen) for value in positional]
-        written["arguments"] = {
-            name: _written(value, f"{cls.__name__}({name}=)", seen) for name, value in named.items()
-        }
-        return written | {"part": number}
+
+        def declared(part: nn.Module, where: str) -> dict[str, Any]:
+            if not isinstance(part, Declared):
+                raise _unwritten(part, where)
+            return part.declaration(seen)
+
+        written = _written_arguments(cls, self._bound(), declared)
+        return {"class": f"{cls.__module__}:{cls.__qualname__}", **written, "part": number}
+
+    def _warn_of_main(self) -> None:
+        parts = [part for part in self.modules() if isinstance(part, Declared)]
+        names = sorted({type(part).__qualname__ for part in parts if type(part).__module__ == "__main__"})
+        if names:
+            warnings.warn(
+                f"{', '.join(names)} is of this notebook or script: what is saved can be loaded only where it is "
+                "defined again; put it in a file of its own, and import it from there",
+                stacklevel=3,
+            )
 
     @staticmethod
     def declare(declaration: dict[str, Any], _parts: dict[int, "Declared"] | None = None) -> "Declared":
@@ -101,7 +131,7 @@ class Declared(nn.Module):
         except (KeyError, TypeError, AttributeError, ImportError) as error:
             raise ValueError(
                 f"expected the declaration of an importable module, got {declaration.get('class')!r} ({error}); "
-                "if it is a class of your own, put its file on the Python path"
+                "if it is a class of your own, put its file on the Python path; if it is of a notebook, define it there"
             ) from error
         if not (isinstance(target, type) and issubclass(target, Declared)):
             raise ValueError(f"expected a subclass of genailab_pyro.nn.Declared, got {declaration['class']!r}")
@@ -121,21 +151,47 @@ def _split(bound: inspect.BoundArguments) -> tuple[tuple[Any, ...], dict[str, An
     return (), named
 
 
-def _written(value: Any, where: str, seen: dict[int, int]) -> Any:
-    if isinstance(value, Declared):
-        return value.declaration(seen)
+def _written_arguments(
+    cls: type, bound: inspect.BoundArguments, write: Callable[[nn.Module, str], Any]
+) -> dict[str, Sequence[Any] | dict[str, Any]]:
+    """The arguments of a constructor as plain JSON types, those by position only where they must be."""
+    positional, named = _split(bound)
+    written: dict[str, Sequence[Any] | dict[str, Any]] = {}
+    if positional:
+        written["positional"] = [_written(value, f"an argument of {cls.__name__}", write) for value in positional]
+    written["arguments"] = {name: _written(value, f"{cls.__name__}({name}=)", write) for name, value in named.items()}
+    return written
+
+
+def _written(value: Any, where: str, write: Callable[[nn.Module, str], Any]) -> Any:
+    if isinstance(value, nn.Module):
+        return write(value, where)
     if isinstance(value, dict):
-        return {"mapping": {str(key): _written(item, where, seen) for key, item in value.items()}}
+        return {"mapping": {str(key): _written(item, where, write) for key, item in value.items()}}
     if isinstance(value, (list, tuple)):
-        return [_written(item, where, seen) for item in value]
+        return [_written(item, where, write) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (Integral, Real)):  # numpy's numbers, which JSON does not know
         return int(value) if isinstance(value, Integral) else float(value)
-    raise TypeError(
-        f"expected {where} to be a number, a string, a sequence, a mapping or a Declared module so that it can be "
-        f"saved, got {type(value).__name__}; derive it from genailab_pyro.nn.Declared"
+    raise _unwritten(value, where)
+
+
+def _unwritten(value: Any, where: str) -> TypeError:
+    """That an argument cannot be written, with what to pass in its place."""
+    return TypeError(
+        f"expected {where} to be a number, a string, None, a list, a tuple, a mapping or a Declared module, so that it "
+        f"can be saved, got {type(value).__name__}; {_instead(value)}"
     )
+
+
+def _instead(value: Any) -> str:
+    """What to pass in place of an argument that cannot be written."""
+    if isinstance(value, nn.Module):
+        return "derive it from genailab_pyro.nn.Declared"
+    if callable(value):
+        return "pass a name that the class looks up, or make it a module derived from genailab_pyro.nn.Declared"
+    return "pass its .tolist()" if hasattr(value, "tolist") else "pass what it is made of as a list"
 
 
 def _read(value: Any, parts: dict[int, Declared]) -> Any:

@@ -563,3 +563,33 @@ def test_the_installed_command_checks_a_file(data):
     assert done.stdout == ""
     assert done.stderr.startswith('error: expected adata.obs["bach"]')
     assert len(done.stderr.splitlines()) == 1
+
+
+class TestLabels:
+    """A model that learns labels, from the command line."""
+
+    def test_it_tells_the_labels_of_all_cells_and_is_scored_on_those_that_it_never_saw(
+        self, data, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(runs, "map_cells", put_places)
+        model = ("--model", "SemiSupervisedVAE", "--labels", "cell_type", "--estimator", "enum")
+        options = ("--held-out", "test", "--set", "model.weight=5", "--folder", tmp_path / "run")
+        passed("fit", data, *model, *options, *SEEDED)
+        assert glp.load(tmp_path / "run" / "model").vae.heads[0].weight == 5
+        told = anndata.read_h5ad(tmp_path / "run" / "cells.h5ad").obs
+        assert (told["cell_type_told"].astype(str) == told["cell_type"].astype(str)).mean() > 0.8
+        assert told["cell_type_probability"].between(1 / 3, 1).all()
+        figures = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
+        assert {"confusion_matrix.png", "label_calibration.png"} <= figures
+        report, card = ((tmp_path / "run" / name).read_text() for name in ("report.html", "MODEL_CARD.md"))
+        assert "the 24 held-out cells whose cell_type is known" in report
+        assert re.search(r"labels \(from which the model learns\) \| cell\\_type", card)
+        assert "share told right of 24" in card
+        assert "| weight | 5 |" in card
+        assert "upper" not in card
+
+    def test_without_labels_it_is_refused_before_the_folder_is_made(self, data, tmp_path):
+        message = refused("fit", data, "--model", "SemiSupervisedVAE", "--folder", tmp_path / "new")
+        assert "expected a column of obs with labels, from which SemiSupervisedVAE learns" in message
+        assert "--labels" in message
+        assert not (tmp_path / "new").exists()

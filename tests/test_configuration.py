@@ -8,9 +8,10 @@ import torch
 import yaml
 from anndata import AnnData
 
-from genailab_pyro import CVAE_NB, Cells, Training, estimators, preprocess
+from genailab_pyro import CVAE_NB, Cells, SemiSupervisedVAE, Training, estimators, preprocess
 from genailab_pyro.configuration import (
     MODELS,
+    STRUCTURE,
     Configuration,
     HeldOut,
     ModelSettings,
@@ -33,7 +34,7 @@ FULL = {
 @pytest.fixture
 def cells():
     counts = np.random.default_rng(0).poisson(2.0, (30, 6)) + 1
-    return Cells.from_tensors(counts, conditions={"batch": ["a", "b"] * 15})
+    return Cells.from_tensors(counts, conditions={"batch": ["a", "b"] * 15}, labels=["t", "u", "v"] * 10)
 
 
 @pytest.fixture
@@ -62,18 +63,44 @@ def test_every_option_of_the_library_can_be_set():
         for name, parameter in inspect.signature(preprocess).parameters.items()
         if name in arguments
     }
-    options = set(inspect.signature(CVAE_NB.from_registration).parameters) - {"cells", "seed", "options"}
-    options |= {"dropout", "norm", "inverse_dispersion"}
+    modules = {"cells", "condition"}
+    options = set(inspect.signature(CVAE_NB.from_registration).parameters) - modules - {"seed", "options"}
+    options |= {"dropout", "norm", "inverse_dispersion", *STRUCTURE}
     assert {item.name for item in fields(ModelSettings)} == options | {"name"}
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_is_built_with_its_settings(cells, name):
-    vae = Configuration.from_mapping({"model": {"name": name, "latent_dim": 3, "hidden_dims": [8]}}).model.build(
-        cells, seed=0
-    )
+    content = {"data": {"labels": "type"}, "model": {"name": name, "latent_dim": 3, "hidden_dims": [8]}}
+    vae = Configuration.from_mapping(content).model.build(cells, seed=0)
     assert type(vae).__name__ == name
     assert (vae.latent_dim, vae.decoder.output_dim) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "found"),
+    [
+        ("HierarchicalVAE", {"upper_dim": 2}, lambda vae: (vae.upper.output_dim,)),
+        ("LabelVAE", {"num_labels": 4}, lambda vae: (vae.upper.output_dim,)),
+        (
+            "SemiSupervisedVAE",
+            {"error": 0.25, "weight": 7.0},
+            lambda vae: (1 - vae.heads[0].confusion[0, 0].item(), vae.heads[0].weight),
+        ),
+    ],
+)
+def test_options_of_one_model_reach_it_and_no_other(cells, name, options, found):
+    assert found(ModelSettings(name, hidden_dims=(8,), **options).build(cells, seed=0)) == (*options.values(),)
+    for option, value in options.items():
+        with pytest.raises(ValueError, match=f"expected no {option} for CVAE_NB, got {value}.*or choose {name}"):
+            ModelSettings("CVAE_NB", **{option: value})
+
+
+def test_options_that_are_not_set_are_those_of_the_model(cells):
+    vae = ModelSettings("SemiSupervisedVAE", hidden_dims=(8,)).build(cells, seed=0)
+    given = SemiSupervisedVAE.from_registration(cells, hidden_dims=[8])
+    assert vae.heads[0].weight == given.heads[0].weight
+    torch.testing.assert_close(vae.heads[0].confusion, given.heads[0].confusion)
 
 
 def test_settings_reach_what_they_are_for():
@@ -115,6 +142,8 @@ def test_the_yaml_holds_every_setting():
         ({"training": {"learning_rate": -1}}, "training: expected learning_rate to be finite and above 0"),
         ({"training": 5}, "expected keys under 'training', got 5"),
         ({"model": {"name": "NB"}}, "model: expected name to be one of .*'CVAE_NB'"),
+        ({"model": {"name": "SemiSupervisedVAE"}}, "column of obs with labels, from which SemiSupervisedVAE.*--labels"),
+        ({"model": {"weight": 3}}, "model: expected no weight for CVAE_NB, got 3.*choose SemiSupervisedVAE"),
         ({"model": {"hidden_dims": [64, "x"]}}, r"expected model.hidden_dims\[1\] to be a whole number"),
         ({"estimator": {"name": "scor"}}, "estimator: expected estimator to be one of .*'score'"),
         ({"estimator": {"num_particles": 0}}, "estimator: expected num_particles"),

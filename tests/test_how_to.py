@@ -45,7 +45,7 @@ def test_what_is_new_fits_in_fifteen_lines(page):
 
 
 def test_there_is_a_page_for_each_part():
-    assert {page.stem for page in PAGES} == {"likelihood", "prior", "guide", "structure", "estimator"}
+    assert {page.stem for page in PAGES} == {"likelihood", "prior", "guide", "condition", "structure", "estimator"}
 
 
 def test_a_page_that_is_wrong_fails(tmp_path):

@@ -3,6 +3,8 @@
 import copy
 import json
 import pickle
+import re
+import sys
 
 import numpy as np
 import pytest
@@ -100,10 +102,46 @@ class TestDeclared:
             "part": 0,
         }
 
-    def test_an_argument_that_cannot_be_written_is_named(self):
-        message = r"expected Part\(options=\).*got Tensor; derive it from"
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (torch.zeros(2), "got Tensor; pass its .tolist()"),
+            (np.zeros(2), "got ndarray; pass its .tolist()"),
+            (torch.relu, "got builtin_function_or_method; pass a name that the class looks up"),
+            ({1, 2}, "got set; pass what it is made of as a list"),
+        ],
+    )
+    @pytest.mark.parametrize("wrapped", [lambda value: value, lambda value: {"a": [value]}])
+    def test_an_argument_that_cannot_be_written_is_named_before_anything_is_trained(self, value, message, wrapped):
+        with pytest.raises(TypeError, match=re.escape("expected Part(options=) to be") + ".*" + re.escape(message)):
+            Part(2, options=wrapped(value))
+
+    def test_a_module_that_is_not_declared_is_used_but_not_saved(self):
+        whole = Whole(Part(2), nn.Linear(2, 2))
+        message = r"expected Whole\(second=\) to be .*got Linear; derive it from genailab_pyro.nn.Declared"
         with pytest.raises(TypeError, match=message):
-            Part(2, options={"a": torch.zeros(2)}).declaration()
+            whole.declaration()
+
+    def test_an_argument_that_has_no_name_is_refused_too(self):
+        with pytest.raises(TypeError, match=r"expected an argument of Passing to be .*got function; pass a name"):
+            Passing(lambda: 3)
+
+    def test_arguments_that_the_constructor_does_not_take_are_its_own_to_refuse(self):
+        with pytest.raises(TypeError, match=r"Part.__init__\(\) got an unexpected keyword argument 'wide'"):
+            Part(2, wide=lambda: 3)
+
+    def test_a_class_of_a_notebook_is_saved_with_a_warning_and_read_where_it_is_defined(self, monkeypatch):
+        class Notebook(Part):
+            """A part defined in a cell of a notebook."""
+
+        Notebook.__module__, Notebook.__qualname__ = "__main__", "Notebook"
+        whole = Whole(Notebook(3), Whole(Notebook(2), Part(2)))
+        with pytest.warns(UserWarning, match="^Notebook is of this notebook or script: .*put it in a file of its own"):
+            declaration = whole.declaration()
+        with pytest.raises(ValueError, match=r"got '__main__:Notebook'.*if it is of a notebook, define it there"):
+            Declared.declare(declaration)
+        monkeypatch.setattr(sys.modules["__main__"], "Notebook", Notebook, raising=False)
+        assert Declared.declare(declaration).second.first.width == 2
 
     def test_a_class_inside_a_function_is_refused(self):
         class Hidden(Part):

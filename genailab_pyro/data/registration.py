@@ -152,6 +152,36 @@ class Registration:
             columns[:, position] = condition.encode(asked)
         return columns
 
+    def with_levels(self, condition: str, levels: Sequence[str]) -> "Registration":
+        """The same schema, which also knows other levels of a condition, coded after those that were registered.
+
+        Args:
+            condition: Name of the condition.
+            levels: Levels that no registered cell has: their frequency is zero.
+
+        Returns:
+            The schema. Where it is the first condition, the new levels have the library moments of all cells.
+
+        Raises:
+            ValueError: If the condition is not registered, or a level already is.
+
+        Examples:
+            >>> cells = Cells.from_tensors([[3, 1], [2, 2]], conditions={"drug": ["A", "B"]})
+            >>> cells.registration.with_levels("drug", ["A+B"]).conditions[0].levels
+            ('A', 'B', 'A+B')
+        """
+        known = [item.name for item in self.conditions]
+        check_names({condition: levels}, known, "condition")
+        place, added = known.index(condition), tuple(levels)
+        item = self.conditions[place]
+        opened = replace(item, levels=item.levels + added, frequencies=item.frequencies + (0.0,) * len(added))
+        library = self.library
+        if place == 0:
+            moments = ((library.loc, library.scale),) * len(added)
+            library = replace(library, levels=library.levels + moments)
+        conditions = (*self.conditions[:place], opened, *self.conditions[place + 1 :])
+        return replace(self, conditions=conditions, library=library)
+
     def to_json(self) -> dict[str, Any]:
         """The registration in plain JSON types; ``from_json`` restores it exactly."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))

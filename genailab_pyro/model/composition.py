@@ -66,6 +66,9 @@ def _check(vae: "VAE", minibatch: Minibatch) -> None:
     seen = f"features of width {features.shape[-1]}"
     _check_likelihood(vae, _distribution("likelihood", vae.likelihood, features, minibatch, seen=seen), minibatch)
     for head in vae.heads:
+        told: tuple[Any, ...] = (vae.condition, getattr(vae.encoder, "condition", None))
+        for encoding in filter(None, told):
+            head.check_condition(encoding, minibatch)
         _check_head(head, _distribution("head", head, z, minibatch, *above, seen=f"{z.shape[-1]} latents"), minibatch)
 
 

@@ -1,7 +1,8 @@
 """Heads: what is observed of a cell beside its counts, given its latents."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Self
 
 import pyro.distributions as dist
 import torch
@@ -22,12 +23,33 @@ class Head(Declared):
     counts alone.
 
     Attributes:
-        site: Name of the observed site.
+        site: Name of the observed site, set in the class or by its constructor.
         weight: What its log-probability is multiplied by in training.
+
+    Raises:
+        TypeError: If a head is declared without ``forward`` or ``observed``, or a VAE with one without a ``site``.
     """
 
-    site: str
     weight: float = 1.0
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Refuse a head that is not whole before anything is trained."""
+        missing = [name for name in ("forward", "observed") if getattr(cls, name) is getattr(Head, name)]
+        if missing:
+            raise TypeError(
+                f"expected the head {cls.__name__} to have forward(z, minibatch, upper) and observed(minibatch), got "
+                f"none of its own for {' and '.join(missing)}; define it in the class"
+            )
+        return super().__new__(cls, *args, **kwargs)
+
+    @cached_property
+    def site(self) -> str:
+        """Name of the observed site."""
+        name = type(self).__name__
+        raise TypeError(
+            f'expected the head {name} to name its observed site, got no name; write site = "..." in the class, or set '
+            "self.site in its constructor"
+        )
 
     def forward(self, z: Latent, minibatch: Minibatch, upper: Tensor | None = None) -> Any:
         """Pyro distribution of batch shape ``[*particles, cells]``."""
@@ -36,6 +58,9 @@ class Head(Declared):
     def observed(self, minibatch: Minibatch) -> Observed | None:
         """The observation of each cell and where it is known, both ``[cells]``; None where there is none."""
         raise NotImplementedError
+
+    def check_condition(self, condition: Callable[[Minibatch], Tensor], minibatch: Minibatch) -> None:
+        """Refuse a condition that holds what the head is to learn from the latent; by default none is refused."""
 
 
 def known_labels(minibatch: Minibatch) -> Observed | None:
@@ -135,6 +160,8 @@ class ValueHead(Head):
     """A regression of a continuous covariate on the latent, normal with a learned scale, at the site ``"value"``.
 
     The covariate is one that was registered as continuous; the VAE must not be conditioned on it, as `VAE_NB` is not.
+    Cells that are bound later need its column, too. Where it is not known, any number does, such as the mean: latents,
+    expression and scores of the counts do not look at it.
 
     Args:
         latent_dim: Number of latents.
@@ -163,7 +190,7 @@ class ValueHead(Head):
         """Normal over the standardised covariate; the scale is above 1e-3."""
         return dist.Normal(self.loc(self.trunk(z)).squeeze(-1), softplus(self.spread) + 1e-3)
 
-    def observed(self, minibatch: Minibatch) -> Observed | None:
+    def observed(self, minibatch: Minibatch) -> Observed:
         """The covariate of every cell.
 
         Raises:
@@ -177,3 +204,23 @@ class ValueHead(Head):
             )
         values = minibatch.continuous[:, self.covariate]
         return values, torch.ones_like(values, dtype=torch.bool)
+
+    def check_condition(self, condition: Callable[[Minibatch], Tensor], minibatch: Minibatch) -> None:
+        """Refuse a condition that changes with the covariate.
+
+        Args:
+            condition: Encoding of the conditions.
+            minibatch: Some cells.
+
+        Raises:
+            ValueError: If the VAE is told the covariate.
+        """
+        values, _ = self.observed(minibatch)
+        other = minibatch.continuous.clone()
+        other[:, self.covariate] = values + 1
+        if not torch.equal(condition(minibatch), condition(minibatch._replace(continuous=other))):
+            raise ValueError(
+                f"expected a VAE that is not told the covariate {self.covariate} that its {type(self).__name__} "
+                "predicts, got one conditioned on it; declare a VAE without conditions, such as VAE_NB, or a condition "
+                "without continuous covariates"
+            )

@@ -5,12 +5,16 @@ from genailab_pyro.plots.counts import mean_variance, zero_fraction
 from genailab_pyro.plots.embedding import embedding
 from genailab_pyro.plots.estimates import estimates
 from genailab_pyro.plots.gradients import gradient_scatter, gradient_variances
+from genailab_pyro.plots.labels import calibration_curve, confusion_matrix
 from genailab_pyro.plots.latents import kl_per_latent
+from genailab_pyro.plots.perturbation import method_scores, shift_scatter
 from genailab_pyro.plots.training import compare_curves, training_curves
 from genailab_pyro.plots.traversals import traversals
 
 __all__ = [
+    "calibration_curve",
     "compare_curves",
+    "confusion_matrix",
     "embedding",
     "estimates",
     "gradient_histograms",
@@ -18,7 +22,9 @@ __all__ = [
     "gradient_variances",
     "kl_per_latent",
     "mean_variance",
+    "method_scores",
     "race_curves",
+    "shift_scatter",
     "signal_to_noise",
     "training_curves",
     "traversals",

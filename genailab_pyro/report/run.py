@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +14,10 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 
 from genailab_pyro import estimators
-from genailab_pyro.analysis import umap
+from genailab_pyro.analysis import calibrate, label_probabilities, umap
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.evaluation import batch_excess, label_agreement
+from genailab_pyro.model.heads import AnnotationHead, LabelHead
 from genailab_pyro.plots.numbers import plus_minus
 from genailab_pyro.report import sections
 from genailab_pyro.report.card import model_card
@@ -26,6 +28,7 @@ from genailab_pyro.train.fitted import Fit
 # A map of more takes minutes and shows nothing more.
 MOST_MAPPED = 8_000
 FEWEST_LABELLED = 16  # a cell and its 15 neighbours
+FEWEST_CALIBRATED = 40  # in each half of them a temperature is fitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,34 @@ class Findings:
     def log_likelihood(self) -> str | None:
         """The held-out log-likelihood with its standard error, in nats per cell."""
         return None if self.scores is None else _estimate(self.scores, "log_likelihood")
+
+    @property
+    def learned(self) -> str | None:
+        """Name of the labels that the model learns from and tells, or None."""
+        labels = self.fit.registration.labels
+        tells = any(isinstance(head, (AnnotationHead, LabelHead)) for head in self.fit.vae.heads)
+        return labels.name if labels is not None and tells else None
+
+    @cached_property
+    def labelled(self) -> Cells | None:
+        """The held-out cells whose label is known, where the model tells it; None where there are none."""
+        cells = self.held_out
+        if self.learned is None or cells is None or cells.labels is None or not (cells.labels >= 0).any():
+            return None
+        return cells.subset(cells.labels >= 0)
+
+    @cached_property
+    def told(self) -> Float[np.ndarray, "cells labels"] | None:
+        """The probabilities of the labels of `labelled`."""
+        return None if self.labelled is None else label_probabilities(self.fit, self.labelled).to_numpy()
+
+    @property
+    def accuracy(self) -> str | None:
+        """Share of `labelled` that is told right, with its standard error."""
+        cells, told = self.labelled, self.told
+        if cells is None or told is None or cells.labels is None:
+            return None
+        return str(sections.label_scores(told, cells.labels)["accuracy"])
 
     @property
     def estimator(self) -> str:
@@ -107,11 +138,13 @@ def run_report(findings: Findings, drawn: Map, *, seed: int) -> tuple[Report, di
     agreement = _agreement(findings, cells, seed=seed)
     report = Report(f"{findings.name} on {findings.source}", _summary(findings), versions=_versions(fit))
     report.key_figures(_key_figures(findings, agreement))
-    figures = sections.data_section(report, findings.training, findings.held_out, _told(fit))
+    figures = sections.data_section(report, findings.training, findings.held_out, _told(findings))
     if findings.scores is not None and findings.held_out is not None:
         figures |= sections.held_out_section(report, findings.scores, len(findings.held_out), findings.num_particles)
     figures |= sections.training_section(report, f"{findings.name} by the estimator '{findings.estimator}'", fit)
     figures |= _latent(report, findings, drawn, cells, agreement)
+    if findings.learned is not None:
+        figures |= _labels(report, findings, seed=seed)
     figures |= sections.predictive_section(report, {findings.name: fit}, findings.training, seed=seed)
     figures |= sections.health_section(report, diagnosis)
     return report, figures
@@ -137,6 +170,9 @@ def run_card(path: Path, findings: Findings, *, data: Mapping[str, object], mode
             "ELBO (nats per cell)": _estimate(findings.scores, "elbo"),
             f"log-likelihood, importance-weighted, {draws} (nats per cell)": findings.log_likelihood,
         }
+    if findings.labelled is not None:
+        told = f"share told right of {len(findings.labelled):,} with a known {findings.learned}"
+        held_out[told] = findings.accuracy
     named = _listed([*conditions, *continuous]) or "no conditions"
     return model_card(
         path,
@@ -147,7 +183,9 @@ def run_card(path: Path, findings: Findings, *, data: Mapping[str, object], mode
             "genes": len(schema.genes),
             "conditions": conditions,
             "continuous covariates": continuous,
-            "labels (not seen by the model)": None if schema.labels is None else schema.labels.name,
+            f"labels ({'from which the model learns' if findings.learned else 'not seen by the model'})": None
+            if schema.labels is None
+            else schema.labels.name,
         },
         model={
             **model,
@@ -184,8 +222,8 @@ def _summary(findings: Findings) -> str:
     )
 
 
-def _told(fit: Fit) -> str:
-    schema = fit.registration
+def _told(findings: Findings) -> str:
+    fit, schema = findings.fit, findings.fit.registration
     names = [item.name for item in schema.conditions] + [item.name for item in schema.continuous]
     seen = bool(fit.vae.condition.output_dim)
     if not names:
@@ -194,7 +232,10 @@ def _told(fit: Fit) -> str:
         told = f"The model is told {_listed(names)} beside the counts."
     else:
         told = f"This model sees the counts alone; {_listed(names)} are used in this report only."
-    if schema.labels is not None and schema.labels.name not in names:
+    if findings.learned is not None and findings.training.labels is not None:
+        known = int((findings.training.labels >= 0).sum())
+        told += f" It learns {findings.learned} from the {known:,} training cells of which it is known."
+    elif schema.labels is not None and schema.labels.name not in names:
         told += f" It is not told {schema.labels.name}, which is used to judge the latent space."
     return told
 
@@ -208,6 +249,8 @@ def _key_figures(findings: Findings, agreement: pd.DataFrame | None) -> dict[str
     if agreement is not None:
         purity, chance = agreement[["label_purity", "label_purity_by_chance"]].iloc[0]
         shown["Neighbours with the same label"] = (f"{purity:.0%}", f"{chance:.0%} by chance")
+    if findings.accuracy is not None:
+        shown["Held-out labels told right"] = (findings.accuracy, f"share of the cells with a known {findings.learned}")
     shown["Training time"] = (
         f"{findings.fit.history['seconds'].iloc[-1]:.0f} s",
         f"{len(findings.fit.history)} epochs",
@@ -216,9 +259,14 @@ def _key_figures(findings: Findings, agreement: pd.DataFrame | None) -> dict[str
 
 
 def _agreement(findings: Findings, cells: Cells, *, seed: int) -> pd.DataFrame | None:
-    """Agreement of the latent with the labels; None where there are none to speak of."""
+    """Agreement of the latent with the labels; None where the model knows them, or there are none to speak of."""
     labels = cells.labels
-    if labels is None or (labels >= 0).sum() < FEWEST_LABELLED or len(np.unique(labels[labels >= 0])) < 2:
+    if (
+        findings.learned is not None
+        or labels is None
+        or (labels >= 0).sum() < FEWEST_LABELLED
+        or len(np.unique(labels[labels >= 0])) < 2
+    ):
         return None
     found = label_agreement(findings.annotated.obsm["X_vae"], labels, seed=seed)
     row = {"ari": found.ari, "nmi": found.nmi, "label_purity": found.purity, "label_purity_by_chance": found.chance}
@@ -233,7 +281,7 @@ def _latent(
     names = [item.name for item in schema.conditions] + [item.name for item in schema.continuous]
     told = names if findings.fit.vae.condition.output_dim else []
     labels = None if schema.labels is None or schema.labels.name in told else obs[schema.labels.name]
-    figures = sections.latent_section(report, drawn.xy, labels, agreement)
+    figures = sections.latent_section(report, drawn.xy, labels, agreement, learned=findings.learned is not None)
     if len(drawn.cells) < len(cells):
         report.paragraph(f"The maps show {len(drawn.cells):,} of the {len(cells):,} cells, drawn at random.")
     for condition in schema.conditions:
@@ -246,6 +294,44 @@ def _latent(
         if cells.labels is not None and schema.labels is not None and condition.name != schema.labels.name:
             _mixing(report, findings, cells, position)
     return figures
+
+
+def _labels(report: Report, findings: Findings, *, seed: int) -> dict[str, Figure]:
+    """How well labels are told on the held-out cells that have one, as trained and with one temperature."""
+    cells, own, schema = findings.labelled, findings.told, findings.fit.registration.labels
+    if cells is None or own is None:
+        report.section(
+            "Labels", f"No held-out cell has a known {findings.learned}, so there is no score on unseen cells."
+        )
+        return {}
+    assert cells.labels is not None
+    assert schema is not None
+    told = {"as trained": own}
+    if len(cells) >= FEWEST_CALIBRATED:
+        told["with a temperature"] = _calibrated(findings.fit, cells, seed=seed)
+    known = findings.training.labels
+    assert known is not None
+    frequent = np.bincount(known[known >= 0]).argmax()
+    figures = sections.label_section(
+        report, told, cells.labels, schema.levels, column=schema.name, chance=float((cells.labels == frequent).mean())
+    )
+    if len(told) > 1:
+        report.paragraph(
+            "The second line divides the logits by one number, the temperature, which is fitted to one half of these "
+            "cells for the other half. genailab_pyro.analysis.calibrate(fit, cells) gives the fit that has it."
+        )
+    return figures
+
+
+def _calibrated(fit: Fit, cells: Cells, *, seed: int) -> Float[np.ndarray, "cells labels"]:
+    """Probabilities of the labels of each half of some cells, with the temperature that suits the other half."""
+    order = np.random.default_rng(seed).permutation(len(cells))
+    half = len(cells) // 2
+    blocks = [
+        label_probabilities(calibrate(fit, cells.subset(other), seed=seed), cells.subset(mine), seed=seed).to_numpy()
+        for mine, other in ((order[:half], order[half:]), (order[half:], order[:half]))
+    ]
+    return np.concatenate(blocks)[np.argsort(order)]
 
 
 def _mixing(report: Report, findings: Findings, cells: Cells, position: int) -> None:

@@ -1,15 +1,16 @@
 """Sections of a report that any fit can fill: training, health, latent space, predictive checks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 
 from genailab_pyro import plots
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.evaluation import GeneStatistics
+from genailab_pyro.plots.labels import binned, calibration_curve, confusion_matrix
 from genailab_pyro.plots.numbers import plus_minus
 from genailab_pyro.report.html import Report
 from genailab_pyro.train.diagnosis import Diagnosis
@@ -132,9 +133,14 @@ def health_section(report: Report, diagnosis: Diagnosis) -> Figures:
 
 
 def latent_section(
-    report: Report, xy: Float[np.ndarray, "cells 2"], labels: pd.Series | None, scores: pd.DataFrame | None
+    report: Report,
+    xy: Float[np.ndarray, "cells 2"],
+    labels: pd.Series | None,
+    scores: pd.DataFrame | None,
+    *,
+    learned: bool = False,
 ) -> Figures:
-    """A map of the latent space, coloured by labels that the model never saw."""
+    """A map of the latent space, coloured by labels that the model never saw, or has learned from."""
     report.section(
         "Latent space",
         "Each point is a cell, placed by a UMAP of its latent. Distances between far groups carry little meaning in "
@@ -145,7 +151,8 @@ def latent_section(
         figure = plots.embedding(xy, labels, title="Latent space by label", name=str(labels.name))
         report.figure(
             figure,
-            f"UMAP of the latent, coloured by {labels.name}, which the model never saw.",
+            f"UMAP of the latent, coloured by {labels.name}, "
+            + ("from which the model has learned." if learned else "which the model never saw."),
             alt="A scatter of cells in which colours form groups.",
         )
         figures["umap"] = figure
@@ -158,6 +165,104 @@ def latent_section(
             formats=".3f",
         )
     return figures
+
+
+def label_section(
+    report: Report,
+    told: Mapping[str, Float[np.ndarray, "cells labels"]],
+    labels: Int[np.ndarray, " cells"],
+    names: Sequence[str],
+    *,
+    column: str,
+    chance: float,
+) -> Figures:
+    """How well held-out cells are told their labels, and whether the probabilities mean what they say.
+
+    Args:
+        report: Where it is written.
+        told: Probabilities of the labels of each cell, by the classifier that gives them; the first is the model's own.
+        labels: Codes of the labels that the cells have.
+        names: Names of the labels.
+        column: Name of the labels.
+        chance: Share of the cells that have the label most frequent in training.
+    """
+    report.section(
+        "Labels",
+        f"The model tells {column} of a cell from its counts. Here it is asked about the {len(labels):,} held-out "
+        f"cells whose {column} is known, without being shown it. Telling the most frequent label of the training cells "
+        f"each time would be right in {chance:.1%}.",
+    )
+    scores = pd.DataFrame.from_dict({name: label_scores(each, labels) for name, each in told.items()}, orient="index")
+    report.table(
+        scores,
+        "Accuracy is the share of cells told right, with its standard error; balanced accuracy the mean of that share "
+        "over the labels; log score the mean log-probability of the right label, in nats. The calibration error is the "
+        "mean distance between the probability of the label that is told and the share of right ones, over ten bins of "
+        "that probability; the last column is what it would be on as many cells if the probabilities meant what they "
+        "say.",
+        formats={str(name): ".3f" for name in scores if name != "accuracy"},
+    )
+    own = next(iter(told.values())).argmax(1)
+    counts = np.zeros((len(names), len(names)), dtype=int)
+    np.add.at(counts, (labels, own), 1)
+    matrix = confusion_matrix(counts, names)
+    report.figure(
+        matrix,
+        f"Of the held-out cells with each {column}, the percentage that is told as each. Labels that lie close to each "
+        "other are taken for one another.",
+        alt="A square of shades that is darkest along its diagonal where labels are told right.",
+    )
+    curves = calibration_curve({name: (each.max(1), each.argmax(1) == labels) for name, each in told.items()})
+    report.figure(
+        curves,
+        "How often the label that is told is right, by the probability that it is told with: on the dashed line, "
+        "probabilities mean what they say; under it, they are too sure. Bars are 95 % intervals.",
+        alt="Curves of the share of right labels along a diagonal, and the number of cells of each point.",
+    )
+    return {"confusion_matrix": matrix, "label_calibration": curves}
+
+
+def label_scores(
+    probabilities: Float[np.ndarray, "cells labels"], labels: Int[np.ndarray, " cells"]
+) -> dict[str, str | float]:
+    r"""Accuracy, balanced accuracy, log score and calibration error of the probabilities of labels.
+
+    With the cells in ten bins b of equal width by the probability of their most probable label, of which
+    :math:`\mathrm{conf}_b` is the mean and :math:`\mathrm{acc}_b` the share that is right, the calibration error is
+
+    .. math:: \mathrm{ECE} = \sum_b \frac{n_b}{n} |\mathrm{acc}_b - \mathrm{conf}_b|.
+
+    (Guo et al. take 15 bins; few cells call for fewer.) It is above zero for true probabilities, too, the more so the
+    fewer cells: beside it stands its mean over 200 draws of which labels are right, by the probabilities.
+
+    Args:
+        probabilities: Each row sums to one.
+        labels: Codes of the labels that the cells have.
+
+    References:
+        Guo, Pleiss, Sun, Weinberger (2017). On calibration of modern neural networks. doi:10.48550/arXiv.1706.04599
+
+    Example:
+        >>> label_scores(np.array([[0.75, 0.25], [0.25, 0.75]]), np.array([0, 1]))["calibration error"]
+        0.25
+    """
+    right, sure = probabilities.argmax(1) == labels, np.minimum(probabilities.max(1), 1.0)
+    by_label = [right[labels == label].mean() for label in np.unique(labels)]
+    of_each = np.maximum(np.take_along_axis(probabilities, labels[:, None], 1), np.finfo(float).tiny)
+    draws = np.random.default_rng(0).random((200, len(sure))) < sure
+    share = right.mean()
+    return {
+        "accuracy": plus_minus(float(share), float((share * (1 - share) / len(right)) ** 0.5)),
+        "balanced accuracy": float(np.mean(by_label)),
+        "log score": float(np.log(of_each).mean()),
+        "calibration error": _calibration_error(sure, right),
+        "expected if calibrated": float(np.mean([_calibration_error(sure, draw) for draw in draws])),
+    }
+
+
+def _calibration_error(sure: Float[np.ndarray, " cells"], right: Bool[np.ndarray, " cells"]) -> float:
+    mean, share, counts = binned(sure, right, 10)
+    return float(counts @ np.abs(share - mean) / counts.sum())
 
 
 def predictive_section(report: Report, fits: Mapping[str, Fit], cells: Cells, *, seed: int = 0) -> Figures:

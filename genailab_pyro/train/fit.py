@@ -181,6 +181,7 @@ def _train(
                 if callback is not None:
                     with torch.random.fork_rng():  # what it draws does not change the run
                         callback(run.record.epoch, dict(row))
+            run.check_validated()
         except KeyboardInterrupt:
             warnings.warn(
                 f"training was interrupted after epoch {run.record.epoch} of {run.num_epochs}; this is the fit so far",

@@ -138,11 +138,7 @@ class Run:
         return self.record.epoch >= self.num_epochs or (patience is not None and self.record.stale >= patience)
 
     def epoch(self) -> dict[str, float]:
-        """Pass once over the training cells; returns the new row of the history.
-
-        Raises:
-            NonFiniteLossError, NonFiniteGradientError: If a step, or the validation cells, cannot be gone on from.
-        """
+        """Pass once over the training cells; returns the new row of the history."""
         begun = time.perf_counter()
         record, training = self.record, self.training
         self.vae.train()
@@ -154,8 +150,6 @@ class Run:
         record.epoch += 1
         train = _mean(self.objective.steps)
         validation = self.validate()
-        if validation is not None and not math.isfinite(validation.elbo):
-            raise NonFiniteLossError(f"the ELBO of the validation cells is {validation.elbo:g} after this epoch")
         record.seconds += time.perf_counter() - begun
         row = {
             "epoch": record.epoch,
@@ -223,6 +217,15 @@ class Run:
         record.stale += 1
         if training.learning_rate_schedule == "plateau" and record.stale % training.plateau_patience == 0:
             record.plateau /= 2
+
+    def check_validated(self) -> None:
+        """Refuse a run that has come to its end without weights under which the validation cells have a probability.
+
+        Raises:
+            NonFiniteLossError: If their ELBO was finite after no epoch.
+        """
+        if self.record.history and self.validation_cells is not None and self.best_weights is None:
+            raise NonFiniteLossError("the ELBO of the validation cells was finite after no epoch")
 
     def finish(self) -> None:
         """Put the best weights back, where validation cells told which they are."""

@@ -1,6 +1,7 @@
 """Heads: what is observed beside the counts, where it is known, and what is learned of it."""
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
@@ -18,6 +19,24 @@ HEADS = {
     "value": lambda **options: glp.ValueHead(LATENT, **options),
 }
 every_head = pytest.mark.parametrize("name", list(HEADS))
+
+
+class Nameless(glp.Head):
+    """A head that forgot its site."""
+
+    def forward(self, z, minibatch, upper=None):
+        return dist.Normal(z[..., 0], 1.0)
+
+    def observed(self, minibatch):
+        return None
+
+
+class Named(Nameless):
+    """A head whose site is an argument."""
+
+    def __init__(self, site):
+        super().__init__()
+        self.site = site
 
 
 def declare(*heads):
@@ -102,6 +121,44 @@ def test_a_head_of_one_label_is_refused():
 def test_a_covariate_that_is_not_registered_is_refused(minibatch):
     with pytest.raises(ValueError, match=r"expected cells with at least 2 continuous covariate.*got 1; register them"):
         glp.ValueHead(LATENT, covariate=1).observed(minibatch)
+
+
+class TestDeclaration:
+    """A head that is not whole is refused when it, or the VAE with it, is declared."""
+
+    @pytest.mark.parametrize("missing", [("forward",), ("observed",), ("forward", "observed")])
+    def test_a_head_without_a_method_is_refused(self, missing):
+        methods = {name: lambda self, *_: None for name in ("forward", "observed") if name not in missing}
+        with pytest.raises(
+            TypeError, match=f"expected the head Partial to have .* for {' and '.join(missing)}; define"
+        ):
+            type("Partial", (glp.Head,), {"site": "y", **methods})()
+
+    def test_a_head_without_a_site_is_refused(self):
+        with pytest.raises(TypeError, match=r"expected the head Nameless to name its observed site.*write site = "):
+            declare(Nameless())
+
+    def test_a_site_may_depend_on_the_arguments(self):
+        assert [head.site for head in declare(Named("a"), Named("b")).heads] == ["a", "b"]
+
+
+class TestCovariate:
+    def test_latents_do_not_look_at_it(self, minibatch):
+        vae = declare(glp.ValueHead(LATENT))
+        other = minibatch._replace(continuous=minibatch.continuous + 1)
+        assert torch.equal(vae.posterior_mean(minibatch), vae.posterior_mean(other))
+
+    @pytest.mark.parametrize("encoding", [glp.OneHot([3], 2), glp.Embedding([3], 2, 2)])
+    def test_a_vae_that_is_told_it_is_refused(self, encoding, minibatch):
+        two = minibatch._replace(continuous=torch.randn(6, 2))
+        with pytest.raises(ValueError, match=r"not told the covariate 1 that its ValueHead predicts.*such as VAE_NB"):
+            glp.ValueHead(LATENT, covariate=1).check_condition(encoding, two)
+
+    def test_other_conditions_may_be_told(self, minibatch):
+        for vae in (declare(glp.ValueHead(LATENT)), declare(glp.LabelHead(LATENT, LABELS))):
+            vae.heads[0].check_condition(vae.condition, minibatch)
+        two = minibatch._replace(continuous=torch.randn(6, 2))
+        glp.ValueHead(LATENT, covariate=1).check_condition(lambda told: told.continuous[:, :1], two)
 
 
 class TestAnnotation:
