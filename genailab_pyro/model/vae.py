@@ -274,6 +274,7 @@ class _Conditional(VAE):
         latent_dim: int = 10,
         hidden_dims: Sequence[int] = (128,),
         embedding_dim: int | None = None,
+        condition: ConditionEncoding | None = None,
         library: str = "observed",
         seed: int = 0,
         **options: Any,
@@ -285,6 +286,7 @@ class _Conditional(VAE):
             latent_dim: Number of latents.
             hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
             embedding_dim: Width of a learned vector per condition; None for one-hot conditions.
+            condition: An encoding of the conditions of these cells, such as a `PerturbationEncoding`, in their place.
             library: ``"observed"``, or ``"latent"`` with a log-normal prior per level of the first condition.
             seed: Seed of the initial weights; the caller's random state is left as it was.
             options: ``dropout`` (0.3 below 5,000 cells, 0.1 above, unless given), ``norm``,
@@ -316,7 +318,7 @@ class _Conditional(VAE):
                 latent_dim=latent_dim,
                 hidden_dims=hidden_dims,
                 size_factor=registration.size_factor is not None,
-                **cls._condition_of(registration, embedding_dim),
+                **cls._condition_of(registration, embedding_dim, condition),
                 **options,
             )
             order = np.random.default_rng(seed).permutation(len(cells))
@@ -329,9 +331,18 @@ class _Conditional(VAE):
         return order[:1024]
 
     @classmethod
-    def _condition_of(cls, registration: Registration, embedding_dim: int | None) -> dict[str, Any]:
-        levels = [len(condition.levels) for condition in registration.conditions]
+    def _condition_of(
+        cls, registration: Registration, embedding_dim: int | None, condition: ConditionEncoding | None
+    ) -> dict[str, Any]:
+        levels = [len(item.levels) for item in registration.conditions]
         continuous = len(registration.continuous)
+        if condition is not None:
+            if embedding_dim is not None or [*condition.levels] != levels:
+                raise ValueError(
+                    f"expected an encoding of conditions with {levels} levels, as the cells have, and no embedding_dim "
+                    f"beside it, got one of {[*condition.levels]} and embedding_dim={embedding_dim}"
+                )
+            return {"condition_dim": condition}
         if embedding_dim is None:
             return {"condition_dim": OneHot(levels, continuous)}
         return {"condition_dim": Embedding(levels, embedding_dim, continuous)}
@@ -379,7 +390,11 @@ class _Unconditional(_Conditional):
         super().__init__(input_dim, latent_dim, Unconditioned(), hidden_dims, **options)
 
     @classmethod
-    def _condition_of(cls, registration: Registration, embedding_dim: int | None) -> dict[str, Any]:
+    def _condition_of(
+        cls, registration: Registration, embedding_dim: int | None, condition: ConditionEncoding | None
+    ) -> dict[str, Any]:
+        if condition is not None:
+            raise ValueError(f"expected no condition for {cls.__name__}, which is blind to them; leave it out")
         return {}
 
     @classmethod
