@@ -2,6 +2,8 @@
 
 from genailab_pyro.plots.comparison import gradient_histograms, race_curves, signal_to_noise, variance_against_cost
 from genailab_pyro.plots.counts import mean_variance, zero_fraction
+from genailab_pyro.plots.differential import lfc_against_truth, lfc_intervals, volcano
+from genailab_pyro.plots.discover import novelty_histogram, stability_heatmap
 from genailab_pyro.plots.embedding import embedding
 from genailab_pyro.plots.estimates import estimates
 from genailab_pyro.plots.gradients import gradient_scatter, gradient_variances
@@ -21,13 +23,18 @@ __all__ = [
     "gradient_scatter",
     "gradient_variances",
     "kl_per_latent",
+    "lfc_against_truth",
+    "lfc_intervals",
     "mean_variance",
     "method_scores",
+    "novelty_histogram",
     "race_curves",
     "shift_scatter",
     "signal_to_noise",
+    "stability_heatmap",
     "training_curves",
     "traversals",
     "variance_against_cost",
+    "volcano",
     "zero_fraction",
 ]
