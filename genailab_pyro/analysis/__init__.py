@@ -4,6 +4,7 @@ from genailab_pyro.analysis.annotate import annotate, umap
 from genailab_pyro.analysis.classify import calibrate, label_probabilities, predict_labels
 from genailab_pyro.analysis.differential import differential_expression, markers
 from genailab_pyro.analysis.discover import ClusterStability, cluster_stability, discover, latent_sd, novelty
+from genailab_pyro.analysis.integrate import integrate, map_batch
 
 __all__ = [
     "ClusterStability",
@@ -12,8 +13,10 @@ __all__ = [
     "cluster_stability",
     "differential_expression",
     "discover",
+    "integrate",
     "label_probabilities",
     "latent_sd",
+    "map_batch",
     "markers",
     "novelty",
     "predict_labels",

@@ -18,6 +18,15 @@ from genailab_pyro.evaluation.disentanglement import (
 from genailab_pyro.evaluation.genes import GeneStatistics
 from genailab_pyro.evaluation.heldout import Estimate, compare_models
 from genailab_pyro.evaluation.inference_data import compare_elpd, gene_checks, held_out_elpd, to_inference_data
+from genailab_pyro.evaluation.integration import (
+    IntegrationScores,
+    batch_silhouette,
+    batch_variance_removed,
+    graph_connectivity,
+    integration_scores,
+    lisi,
+    scib_scores,
+)
 from genailab_pyro.evaluation.perturbation import (
     PerturbationScores,
     discrimination,
@@ -44,11 +53,14 @@ __all__ = [
     "DCI",
     "Estimate",
     "GeneStatistics",
+    "IntegrationScores",
     "LabelAgreement",
     "PerturbationScores",
     "PerturbationTask",
     "amortisation_gap",
     "batch_excess",
+    "batch_silhouette",
+    "batch_variance_removed",
     "compare_elpd",
     "compare_models",
     "dci",
@@ -60,9 +72,12 @@ __all__ = [
     "disentanglement",
     "energy_distance",
     "gene_checks",
+    "graph_connectivity",
     "held_out_elpd",
+    "integration_scores",
     "interval_coverage",
     "label_agreement",
+    "lisi",
     "log_normalise",
     "maximum_mean_discrepancy",
     "mutual_information_gap",
@@ -75,6 +90,7 @@ __all__ = [
     "rank_sum_test",
     "reference_shares",
     "rmse_of_means",
+    "scib_scores",
     "score_perturbation",
     "score_references",
     "separated_attribute_predictability",

@@ -7,6 +7,7 @@ from genailab_pyro.plots.discover import novelty_histogram, stability_heatmap
 from genailab_pyro.plots.embedding import embedding
 from genailab_pyro.plots.estimates import estimates
 from genailab_pyro.plots.gradients import gradient_scatter, gradient_variances
+from genailab_pyro.plots.integration import mixing_against_purity
 from genailab_pyro.plots.labels import calibration_curve, confusion_matrix
 from genailab_pyro.plots.latents import kl_per_latent
 from genailab_pyro.plots.perturbation import method_scores, shift_scatter
@@ -27,6 +28,7 @@ __all__ = [
     "lfc_intervals",
     "mean_variance",
     "method_scores",
+    "mixing_against_purity",
     "novelty_histogram",
     "race_curves",
     "shift_scatter",

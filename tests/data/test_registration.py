@@ -9,9 +9,11 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.registration import (
     Categorical,
     LibraryStatistics,
+    Registration,
     register,
 )
 
@@ -348,3 +350,29 @@ def test_codes_draw_unnamed_conditions_by_their_frequencies():
 def test_codes_name_what_is_wrong(conditions, message):
     with pytest.raises(ValueError, match=message):
         full_registration().codes(conditions, 3)
+
+
+def test_other_levels_are_coded_after_those_registered_and_nothing_else_changes():
+    cells = Cells.from_tensors([[3, 1], [2, 2], [5, 0]], conditions={"drug": ["A", "B", "A"], "sex": ["f", "m", "f"]})
+    schema = cells.registration
+    opened = schema.with_levels("drug", ["A+B", "C"])
+    assert opened.conditions[0].levels == ("A", "B", "A+B", "C")
+    assert opened.conditions[0].frequencies[2:] == (0, 0)
+    assert opened.library.levels[:2] == schema.library.levels
+    assert opened.library.levels[2:] == ((schema.library.loc, schema.library.scale),) * 2
+    assert opened.codes({"drug": "A+B", "sex": "m"}, 1).tolist() == [[2, 1]]
+    assert Registration.from_json(opened.to_json()) == opened
+    other = schema.with_levels("sex", ["x"])
+    assert other.conditions[1].levels == ("f", "m", "x")
+    assert other.library == schema.library
+    assert len(schema.conditions[0].levels) == 2
+
+
+@pytest.mark.parametrize(
+    ("condition", "levels", "message"),
+    [("drug", ["A"], "expected distinct levels of 'drug'"), ("tissue", ["liver"], "tissue")],
+)
+def test_levels_that_can_not_be_added_are_refused(condition, levels, message):
+    cells = Cells.from_tensors([[3, 1], [2, 2]], conditions={"drug": ["A", "B"]})
+    with pytest.raises(ValueError, match=message):
+        cells.registration.with_levels(condition, levels)
