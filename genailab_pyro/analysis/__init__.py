@@ -1,6 +1,7 @@
 """Functions of a fit and its cells, from AnnData to AnnData."""
 
 from genailab_pyro.analysis.annotate import annotate, umap
+from genailab_pyro.analysis.augment import augment
 from genailab_pyro.analysis.classify import calibrate, label_probabilities, predict_labels
 from genailab_pyro.analysis.differential import differential_expression, markers
 from genailab_pyro.analysis.discover import ClusterStability, cluster_stability, discover, latent_sd, novelty
@@ -9,6 +10,7 @@ from genailab_pyro.analysis.integrate import integrate, map_batch
 __all__ = [
     "ClusterStability",
     "annotate",
+    "augment",
     "calibrate",
     "cluster_stability",
     "differential_expression",

@@ -15,6 +15,14 @@ from genailab_pyro.evaluation.disentanglement import (
     mutual_information_gap,
     separated_attribute_predictability,
 )
+from genailab_pyro.evaluation.generation import (
+    correlation_preservation,
+    fidelity,
+    gene_agreement,
+    pathway_concordance,
+    transfer_accuracy,
+    two_sample_auc,
+)
 from genailab_pyro.evaluation.genes import GeneStatistics
 from genailab_pyro.evaluation.heldout import Estimate, compare_models
 from genailab_pyro.evaluation.inference_data import compare_elpd, gene_checks, held_out_elpd, to_inference_data
@@ -63,6 +71,7 @@ __all__ = [
     "batch_variance_removed",
     "compare_elpd",
     "compare_models",
+    "correlation_preservation",
     "dci",
     "de_direction_match",
     "de_overlap",
@@ -71,6 +80,8 @@ __all__ = [
     "discrimination",
     "disentanglement",
     "energy_distance",
+    "fidelity",
+    "gene_agreement",
     "gene_checks",
     "graph_connectivity",
     "held_out_elpd",
@@ -81,6 +92,7 @@ __all__ = [
     "log_normalise",
     "maximum_mean_discrepancy",
     "mutual_information_gap",
+    "pathway_concordance",
     "pearson_of_shift",
     "perturbation_table",
     "poisson_log_likelihood",
@@ -95,5 +107,7 @@ __all__ = [
     "score_references",
     "separated_attribute_predictability",
     "to_inference_data",
+    "transfer_accuracy",
     "traverse",
+    "two_sample_auc",
 ]

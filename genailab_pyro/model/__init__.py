@@ -1,8 +1,9 @@
 """Models: priors, likelihoods, encoders, and the VAE that joins them into one Pyro model/guide pair."""
 
 from genailab_pyro.model.adversary import ConditionAdversary
+from genailab_pyro.model.answers import CompositionError
 from genailab_pyro.model.check import PairError, check_pair
-from genailab_pyro.model.composition import CompositionError, check_composition
+from genailab_pyro.model.composition import check_composition
 from genailab_pyro.model.count_likelihoods import (
     BernoulliLikelihood,
     LogNormalPoissonLikelihood,

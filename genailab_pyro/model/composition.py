@@ -1,21 +1,25 @@
 """Holds the parts of a VAE against each other, on the cells that they are to describe."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from torch import Tensor
 
+from genailab_pyro.model.answers import (
+    CompositionError,
+    asked,
+    check_support,
+    distribution_of,
+    kind_of,
+    spoken,
+    support_of,
+)
 from genailab_pyro.nn import beside
 from genailab_pyro.types import Minibatch
 
 if TYPE_CHECKING:
     from genailab_pyro.model.vae import VAE
-
-
-class CompositionError(ValueError):
-    """Parts of a VAE that do not go together, or do not go with the cells; the message names them."""
 
 
 def check_composition(vae: "VAE", minibatch: Minibatch) -> None:
@@ -38,10 +42,19 @@ def check_composition(vae: "VAE", minibatch: Minibatch) -> None:
         >>> check_composition(glp.VAE(*parts, glp.NormalEncoder(765, 4)), cells.take(range(5)))
         Traceback (most recent call last):
             ...
-        genailab_pyro.model.composition.CompositionError: expected a prior of 4 latents, as the encoder...
+        genailab_pyro.model.answers.CompositionError: expected a prior of 4 latents, as the encoder...
     """
+    first: dict[str, Any] = {name: item[:1] for name, item in minibatch._asdict().items() if isinstance(item, Tensor)}
+    alone = minibatch._replace(**first)
+    modes = [(part, part.training) for part in vae.modules()]
     with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
-        _check(vae, minibatch)
+        vae.eval()
+        try:
+            for cells in (minibatch, alone):  # what squeezes dimensions away shows with a single cell
+                _check(vae, cells)
+        finally:
+            for part, training in modes:
+                part.training = training
 
 
 def _check(vae: "VAE", minibatch: Minibatch) -> None:
@@ -50,72 +63,72 @@ def _check(vae: "VAE", minibatch: Minibatch) -> None:
     genes = 0 if minibatch.counts is None else minibatch.counts.shape[-1]
     seen = f"cells of {genes} genes"
     if vae.upper is not None:
-        posterior = _distribution("upper", vae.upper.posterior, minibatch)
-        _check_event("upper", posterior, minibatch.size)
-        _check_prior("upper", _distribution("upper", vae.upper.prior, condition), posterior)
-        above = (posterior.sample().expand(minibatch.size, -1),)
+        above = (_check_upper(vae.upper, condition, minibatch),)
         context = beside(condition, above[0])
         seen += f" beside an upper latent of width {above[0].shape[-1]} (upper_dim)"
-    posterior = _distribution("encoder", vae.encoder, minibatch, *above, seen=seen)
+    posterior = distribution_of("encoder", vae.encoder, minibatch, *above, seen=seen)
     _check_event("encoder", posterior, minibatch.size)
-    prior = _distribution("prior", vae.prior, context, seen=f"a condition of width {context.shape[-1]}")
+    prior = distribution_of("prior", vae.prior, context, seen=f"a condition of width {context.shape[-1]}")
     _check_prior("prior", prior, posterior)
-    z = posterior.sample().expand(minibatch.size, -1)
+    if vae.upper is not None and not vae.heads:
+        _check_dependence(vae, condition, above[0])
+    # Two draws of each cell: parts see any number of them in front.
+    z = posterior.expand((minibatch.size,)).sample(torch.Size([2]))
     width = f"{z.shape[-1]} latents beside a condition of width {condition.shape[-1]}"
-    features = _asked("decoder", vae.decoder, z, condition, seen=width)
+    features = asked("decoder", vae.decoder, z, condition, seen=width)
     seen = f"features of width {features.shape[-1]}"
-    _check_likelihood(vae, _distribution("likelihood", vae.likelihood, features, minibatch, seen=seen), minibatch)
-    for head in vae.heads:
+    likelihood = distribution_of("likelihood", vae.likelihood, features[0], minibatch, seen=seen)
+    _check_likelihood(vae, likelihood, minibatch)
+    observed = vae.likelihood.observed(minibatch)
+    if observed is not None:
+        _check_draws("decoder", vae.decoder, features, [vae.decoder(draw, condition) for draw in z])
+        both = distribution_of("likelihood", vae.likelihood, features, minibatch, seen=f"two draws of {seen}")
+        each = [vae.likelihood(draw, minibatch).log_prob(observed) for draw in features]
+        _check_draws("likelihood", vae.likelihood, both.log_prob(observed), each)
+    heads: Any = vae.heads
+    for head in heads:
         told: tuple[Any, ...] = (vae.condition, getattr(vae.encoder, "condition", None))
         for encoding in filter(None, told):
             head.check_condition(encoding, minibatch)
-        _check_head(head, _distribution("head", head, z, minibatch, *above, seen=f"{z.shape[-1]} latents"), minibatch)
+        _check_head(head, z, minibatch, above)
 
 
-def _named(part: Any) -> str:
-    return type(part).__name__
-
-
-def _asked(role: str, part: Callable[..., Any], *arguments: Any, seen: str = "the cells") -> Any:
-    """What a part answers; its own errors about shapes are given its name."""
-    try:
-        return part(*arguments)
-    except RuntimeError as error:
-        owner = getattr(part, "__self__", part)
-        reason = str(error).split("\n")[0]
+def _check_upper(upper: Any, condition: Tensor, minibatch: Minibatch) -> Tensor:
+    """Hold an upper latent against itself; returns a draw for each cell."""
+    posterior = distribution_of("posterior of the upper latent", upper.posterior, minibatch)
+    _check_event("upper", posterior, minibatch.size)
+    _check_prior("upper", distribution_of("prior of the upper latent", upper.prior, condition), posterior)
+    width = posterior.event_shape[0]
+    if getattr(upper, "output_dim", None) != width:
         raise CompositionError(
-            f"expected the {role} {_named(owner)} to take {seen}, got: {reason}; declare it with these widths"
-        ) from error
-
-
-def _distribution(role: str, part: Callable[..., Any], *arguments: Any, seen: str = "the cells") -> Any:
-    """The distribution that a part answers with."""
-    found = _asked(role, part, *arguments, seen=seen)
-    if not isinstance(found, torch.distributions.Distribution):
-        owner, method = getattr(part, "__self__", part), getattr(part, "__name__", "forward")
-        raise CompositionError(
-            f"expected the {role} {_named(owner)} to return a Pyro distribution, got {_named(found)}; return one from "
-            f"{method}()"
+            f"expected {kind_of(upper)} to say how wide its value is, got output_dim="
+            f"{getattr(upper, 'output_dim', None)} and a posterior of width {width}; set output_dim = {width}"
         )
-    return found
+    return posterior.expand((minibatch.size,)).sample()
 
 
-def _support(role: str, distribution: Any) -> Any:
-    """The values that a distribution is over."""
-    try:
-        return distribution.support
-    except (NotImplementedError, AttributeError):
+def _check_dependence(vae: "VAE", condition: Tensor, upper: Tensor) -> None:
+    """Refuse an upper latent that nothing depends on."""
+    with torch.enable_grad():
+        value = upper.detach().clone().requires_grad_()
+        prior = vae.prior(beside(condition, value))
+        log_prob = prior.log_prob(prior.sample()).sum()
+        if not log_prob.requires_grad or torch.autograd.grad(log_prob, value, allow_unused=True)[0] is None:
+            raise CompositionError(
+                f"expected a prior that depends on the upper latent, got {kind_of(vae.prior)}, which passes it over: "
+                f"counts would know nothing of it; use DependentNormal({upper.shape[-1] + condition.shape[-1]}, ...)"
+            )
+
+
+def _check_draws(role: str, part: Any, both: Tensor, each: list[Tensor]) -> None:
+    """Refuse a part whose answer to a draw depends on the other draws."""
+    alone = torch.stack(each)
+    broadcast = torch.broadcast_shapes(both.shape, alone.shape)
+    if broadcast != alone.shape or not torch.allclose(both, alone, rtol=1e-3, atol=1e-3, equal_nan=True):
         raise CompositionError(
-            f"expected the {role} to say which values it is over, got {_named(distribution)} without a support; set "
-            "support to one of pyro.distributions.constraints, such as real_vector"
-        ) from None
-
-
-def _spoken(support: Any) -> str:
-    """A support as pyro.distributions.constraints spells it, of one element of an event."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return str(support)
+            f"expected the {role} {kind_of(part)} to answer each draw by itself, got other values for two draws at a "
+            "time; count dimensions from the end (softmax(-1), .unsqueeze(-1)): draws come in front of the cells"
+        )
 
 
 def _check_event(role: str, distribution: Any, size: int) -> None:
@@ -123,7 +136,7 @@ def _check_event(role: str, distribution: Any, size: int) -> None:
     if len(event) == 1 and list(batch) in ([], [1], [size]):
         return
     what = "encoder" if role == "encoder" else "posterior of the upper latent"
-    fix = "use OneHotCategorical" if "Categorical" in _named(distribution) else "add .to_event(1)"
+    fix = "use OneHotCategorical" if "Categorical" in kind_of(distribution) else "add .to_event(1)"
     raise CompositionError(
         f"expected the {what} to give one distribution of event shape [latent] per cell, got batch shape "
         f"{list(batch)} and event shape {list(event)} for {size} cells; {fix}"
@@ -132,22 +145,20 @@ def _check_event(role: str, distribution: Any, size: int) -> None:
 
 def _check_likelihood(vae: "VAE", likelihood: Any, minibatch: Minibatch) -> None:
     """Hold a likelihood against what is observed, and against the counts that are drawn from it."""
-    name, observed = _named(vae.likelihood), vae.likelihood.observed(minibatch)
+    name, observed = kind_of(vae.likelihood), vae.likelihood.observed(minibatch)
     if observed is None:
         return
+    if len(likelihood.event_shape) != 1:
+        raise CompositionError(
+            f"expected the likelihood {name} to have one distribution over all genes of a cell, got batch shape "
+            f"{list(likelihood.batch_shape)} and event shape {list(likelihood.event_shape)}; use .to_event(1)"
+        )
     if tuple(likelihood.event_shape) != tuple(observed.shape[1:]):
         raise CompositionError(
             f"expected a likelihood over {observed.shape[-1]} genes, as the cells have, got {name} of event shape "
-            f"{list(likelihood.event_shape)}; declare it with genes={observed.shape[-1]}, and its distribution with "
-            ".to_event(1)"
+            f"{list(likelihood.event_shape)}; declare it with genes={observed.shape[-1]}"
         )
-    support = _support("likelihood", likelihood)
-    if not support.check(observed).all():
-        raise CompositionError(
-            f"expected observed values within the support of the likelihood {name}, {_spoken(support)}, got values "
-            f"from {observed.min():g} to {observed.max():g}; override observed() to give the values that it is "
-            "over, and set scale to what they are"
-        )
+    check_support("likelihood", name, likelihood, observed)
     if vae.likelihood.scale == "counts":
         drawn = vae.likelihood.to_counts(likelihood.sample(), minibatch)
         wrong = drawn[(drawn < 0) | (drawn != drawn.round())]
@@ -158,24 +169,55 @@ def _check_likelihood(vae: "VAE", likelihood: Any, minibatch: Minibatch) -> None
             )
 
 
-def _check_head(head: Any, distribution: Any, minibatch: Minibatch) -> None:
+def _check_head(head: Any, z: Tensor, minibatch: Minibatch, above: tuple[Tensor, ...]) -> None:
     """Hold a head's distribution against what is observed: one that is broadcast counts each cell many times."""
-    found, size = head.observed(minibatch), minibatch.size
-    if found is None:
-        return
-    value, known = found
+    name, size = kind_of(head), minibatch.size
+    value, known = _observed(head, minibatch)
     if known.dtype != torch.bool or tuple(known.shape) != (size,):
         raise CompositionError(
-            f"expected the head {_named(head)} to say which of {size} cells are known, booleans of shape [{size}], got "
+            f"expected the head {name} to say which of {size} cells are known, booleans of shape [{size}], got "
             f"{known.dtype} of shape {list(known.shape)}; return values, known from observed()"
         )
+    seen = f"{z.shape[-1]} latents"
+    distribution = distribution_of("head", head, z[0], minibatch, *above, seen=seen)
     batch, event = list(distribution.batch_shape), list(distribution.event_shape)
     if list(value.shape) != [size, *event] or batch not in ([], [1], [size]):
         raise CompositionError(
-            f"expected the head {_named(head)} to have one distribution for each of {size} cells, over values of shape "
+            f"expected the head {name} to have one distribution for each of {size} cells, over values of shape "
             f"{list(value.shape)}, got batch shape {batch} and event shape {event}; take a last dimension of one away "
             "by .squeeze(-1)"
         )
+    if known.any():
+        check_support("head", name, distribution, value[known])
+        value = torch.where(known.reshape(-1, *[1] * len(event)), value, value[known][0])
+        both = distribution_of("head", head, z, minibatch, *above, seen=f"two draws of {seen}").log_prob(value)
+        each = [head(draw, minibatch, *above).log_prob(value) for draw in z]
+        _check_draws("head", head, both, [item.expand(size) for item in each])
+
+
+def _observed(head: Any, minibatch: Minibatch) -> tuple[Tensor, Tensor]:
+    """What a head observes of some cells, which must be something; where there are no counts it may be nothing."""
+    name = kind_of(head)
+    if minibatch.counts is not None:
+        try:
+            head.observed(minibatch._replace(counts=None))
+        except (TypeError, AttributeError) as error:
+            raise CompositionError(
+                f"expected the head {name} to observe nothing where cells have no counts, as when they are drawn, got: "
+                f"{error}; begin observed() with: if minibatch.counts is None: return None"
+            ) from error
+    found = head.observed(minibatch)
+    if found is None:
+        raise CompositionError(
+            f"expected cells with observations for the head {name} ({head.site!r}), got none; register them, such as "
+            "labels by register(adata, labels=...), or leave the head out"
+        )
+    if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(item, Tensor) for item in found)):
+        raise CompositionError(
+            f"expected the head {name} to return two tensors from observed(), values and which of them are known, got "
+            f"{type(found).__name__}; return values, known"
+        )
+    return found
 
 
 def _check_prior(role: str, prior: Any, posterior: Any) -> None:
@@ -188,7 +230,7 @@ def _check_prior(role: str, prior: Any, posterior: Any) -> None:
             f"expected a {where} of {width} latents, as the encoder has, got one of event shape "
             f"{list(prior.event_shape)}; {fix}"
         )
-    mine, drawn = _support(where, prior), _support("encoder", posterior)
+    mine, drawn = support_of(where, prior), support_of("encoder", posterior)
     if mine.is_discrete != drawn.is_discrete:
         kinds = ["discrete" if item.is_discrete else "continuous" for item in (mine, drawn)]
         raise CompositionError(
@@ -197,7 +239,7 @@ def _check_prior(role: str, prior: Any, posterior: Any) -> None:
         )
     if not mine.check(_probes(posterior, drawn)).all():
         raise CompositionError(
-            f"expected a {where} over all that the encoder can draw, {_spoken(drawn)}, got one over {_spoken(mine)}; "
+            f"expected a {where} over all that the encoder can draw, {spoken(drawn)}, got one over {spoken(mine)}; "
             "use an encoder over the same values, such as a LogNormal posterior under a Gamma prior"
         )
 

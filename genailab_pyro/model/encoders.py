@@ -25,6 +25,11 @@ class Encoder(Declared):
     Below an upper latent it is ``encoder(minibatch, upper)``.
     """
 
+    @property
+    def reads_upper(self) -> bool:
+        """Whether it reads an upper latent; a class that does may just say ``reads_upper = True``."""
+        return False
+
     def forward(self, minibatch: Minibatch, upper: Tensor | None = None) -> Any:
         """The approximate posterior of the latent of each cell."""
         raise NotImplementedError

@@ -96,6 +96,8 @@ class VAE(Declared):
             if not isinstance(part, nn.Module):
                 raise TypeError(f"expected {name} to be a torch module, got {type(part).__name__}")
         self.condition = Unconditioned() if condition is None else condition
+        if not isinstance(self.condition, ConditionEncoding):
+            raise TypeError(f"expected a condition such as OneHot([2]) for two levels, got {condition!r}")
         expected = getattr(decoder, "condition_dim", self.condition.output_dim)
         if expected != self.condition.output_dim:
             raise ValueError(
@@ -107,24 +109,39 @@ class VAE(Declared):
                 f"expected a likelihood over counts beside a latent library, got {type(likelihood).__name__} over "
                 f"{likelihood.scale}, which are normalised by the observed one; leave the library out"
             )
-        reads = getattr(encoder, "reads_upper", upper is not None)
-        if reads != (upper is not None):
-            raise ValueError(
-                f"expected an encoder that {'reads' if upper is not None else 'does not read'} an upper latent, got "
-                f"{type(encoder).__name__}; declare it with upper_dim={0 if upper is None else upper.output_dim}, "
-                f"{'leave upper out' if upper is not None else 'or pass upper=...'}"
-            )
+        if getattr(encoder, "reads_upper", False) != (upper is not None):
+            reads, fix = "does not read", "declare it without upper_dim, or pass upper=..."
+            if upper is not None:
+                reads = "reads"
+                fix = f"declare it with upper_dim={upper.output_dim} (or reads_upper = True in its class)"
+            raise ValueError(f"expected an encoder that {reads} an upper latent, got {type(encoder).__name__}; {fix}")
         self.prior = prior
         self.decoder = decoder
         self.likelihood = likelihood
         self.encoder = encoder
         self.library = library
         self.upper = upper
-        sites = [head.site for head in heads]
-        if len(set(sites)) < len(sites):
-            raise ValueError(f"expected heads at sites of their own, got {', '.join(map(repr, sites))}; leave one out")
+        self._check_sites(upper, heads)
         self.heads = nn.ModuleList(heads)
         self._rename()
+
+    @staticmethod
+    def _check_sites(upper: Upper | None, heads: Sequence[Head]) -> None:
+        if not isinstance(heads, Sequence):
+            raise TypeError(f"expected a list of heads, got {type(heads).__name__}; write heads=[...]")
+        sites = ["z", "x", "library", "cells", *(head.site for head in heads)]
+        if upper is not None:
+            if getattr(upper, "site", None) is None:
+                raise TypeError(
+                    f'expected {type(upper).__name__} to name its site, got no name; write site = "..." in the class'
+                )
+            sites.append(upper.site)
+        taken = sorted({site for site in sites if sites.count(site) > 1})
+        if taken:
+            raise ValueError(
+                f"expected heads and an upper latent at sites of their own, got {', '.join(map(repr, taken))} twice "
+                "('z', 'x', 'library' and 'cells' are the VAE's); name another site, or leave one out"
+            )
 
     def _rename(self) -> None:
         # Pyro's store trains only the first of two modules registered under one name.

@@ -90,7 +90,7 @@ def fit(
     chosen = get(estimator)
     training = Training.from_json({**(training or Training()).to_json(), **settings})
     seed = operator.index(seed)
-    vae = copy.deepcopy(vae)
+    vae = _copied(vae)
     device = next(vae.parameters()).device if device is None else torch.device(device)
     with own_state(seed):
         run = Run(vae, cells, chosen, training, penalties=penalties, seed=seed, device=device)
@@ -225,6 +225,18 @@ def check_arguments(vae: VAE, cells: Cells) -> None:
             f"expected cells with the {genes} genes that the model was declared with (input_dim), got "
             f"{len(cells.registration.genes)}; declare it by from_registration(cells)"
         )
+
+
+def _copied(vae: VAE) -> VAE:
+    """A copy that can be trained while the VAE stays as it is."""
+    for where, part in vae.named_modules():
+        made = [name for name, value in vars(part).items() if torch.is_tensor(value) and value.grad_fn is not None]
+        if made:
+            raise ValueError(
+                f"expected parts whose tensors are parameters or made in forward(), got {where or 'the VAE'}."
+                f"{made[0]}, computed from parameters when it was declared, which would not train; make it in forward()"
+            )
+    return copy.deepcopy(vae)
 
 
 def _check_programs(run: Run) -> None:

@@ -170,9 +170,9 @@ class Fit:
 
     def expression_quantiles(
         self,
-        quantiles: Sequence[float],
         adata: AnnData | Cells | None = None,
         *,
+        quantiles: Sequence[float] = (0.05, 0.95),
         conditions: Mapping[str, str] | None = None,
         continuous: Mapping[str, float] | None = None,
         num_samples: int = 100,
@@ -184,8 +184,8 @@ class Fit:
         learn them from.
 
         Args:
-            quantiles: Between 0 and 1, such as ``[0.05, 0.95]`` for an interval of 90 %.
             adata: The cells.
+            quantiles: Between 0 and 1; an interval of 90 % unless given.
             conditions: Levels to decode under; conditions not named stay.
             continuous: Values of continuous covariates to decode under.
             num_samples: Number of posterior draws.

@@ -99,7 +99,7 @@ def test_a_model_recovers_molecules_and_the_truth(world):
 
     references = reference_shares(one.X)
     assert error(shares) < min(error(found) for found in references.values())
-    low, high = fit.expression_quantiles([0.05, 0.95], num_samples=50)
+    low, high = fit.expression_quantiles(quantiles=[0.05, 0.95], num_samples=50)
     assert (low <= high).all()
     assert 0.3 < interval_coverage(low, high, truth) < 1
     # An overconfident interval covers less.

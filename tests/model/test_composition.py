@@ -62,9 +62,21 @@ class Detected(glp.Likelihood):
         logits = self.logits(features)
         if self.distribution == "none":
             return None
+        if self.distribution == "softmax(1)":
+            return dist.Poisson(logits.softmax(1) * 40).to_event(1)
+        if self.distribution == "library":
+            return dist.Poisson(logits.softmax(-1) * minibatch.library).to_event(1)
         if self.distribution == "Normal":
             return dist.Normal(logits, 1.0).to_event(1)
         return dist.Bernoulli(logits=logits).to_event(1)
+
+
+class Unwritten(glp.Likelihood):
+    """A likelihood without a forward."""
+
+
+class TwoLayers(torch.nn.Linear):
+    """A decoder that does not take a condition."""
 
 
 class Kind(glp.Upper):
@@ -101,6 +113,29 @@ WRONG = {
     "a likelihood of nothing": (
         {"likelihood": Detected("none")},
         r"likelihood Detected to return a Pyro distribution, got NoneType; return one from forward\(\)",
+    ),
+    "a likelihood that normalises over cells": (
+        {"likelihood": Detected("softmax(1)")},
+        r"likelihood Detected to answer each draw by itself.*count dimensions from the end \(softmax\(-1\)",
+    ),
+    "a likelihood with the library beside the cells": (
+        {"likelihood": Detected("library")},
+        r"likelihood Detected to take features of width 8.*library, beside the genes by .unsqueeze\(-1\)",
+    ),
+    "a likelihood without a forward": (
+        {"likelihood": Unwritten()},
+        r"likelihood Unwritten to answer likelihood\(features, minibatch\), got nothing; define forward\(\)",
+    ),
+    "a decoder that takes no condition": (
+        {"decoder": TwoLayers(LATENT, 8)},
+        r"decoder TwoLayers to answer decoder\(z, condition\), got: .*3 were given",
+    ),
+    "an upper latent that nothing depends on": (
+        {
+            "encoder": glp.NormalEncoder(GENES, LATENT, [8], upper_dim=2),
+            "upper": glp.UpperNormal(GENES, 2, [8]),
+        },
+        r"a prior that depends on the upper latent, got StandardNormal.*use DependentNormal\(2, ...\)",
     ),
     "an upper latent of codes": (
         {
@@ -176,6 +211,14 @@ def test_what_fits_passes_and_leaves_the_random_state(build, cells):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Plain(glp.Encoder):
+    """An encoder that does not say that it reads an upper latent."""
+
+    def forward(self, minibatch, upper=None):
+        zero = minibatch.counts.new_zeros(minibatch.size, LATENT)
+        return dist.Normal(zero, 1.0).to_event(1)
+
+
 class Unfinished(glp.NormalEncoder):
     def forward(self, minibatch, upper=None):
         return super().forward(minibatch).base_dist
@@ -195,6 +238,12 @@ class Depth(glp.Head):
 
     def forward(self, z, minibatch, upper=None):
         loc = self.loc(z)
+        if self.form == "squeezed":
+            return dist.Normal(loc.squeeze(), 1.0)
+        if self.form == "over cells":
+            return dist.Normal(loc.squeeze(-1).softmax(0), 1.0)
+        if self.form == "bits":
+            return dist.Bernoulli(logits=loc.squeeze(-1))
         if self.form == "broadcast":
             return dist.Normal(loc, 1.0).to_event(1)
         return dist.Normal(loc if self.form == "a column" else loc.squeeze(-1), 1.0)
@@ -203,6 +252,12 @@ class Depth(glp.Head):
         depth = minibatch.library.log()
         if self.form == "unknown":
             depth = torch.where(minibatch.index % 2 == 0, depth, torch.nan)
+        if self.form == "nothing":
+            return None
+        if self.form == "of counts":
+            depth = minibatch.counts.sum(-1)
+        if self.form == "values alone":
+            return depth
         known = ~depth.isnan()
         return depth, known.float() if self.form == "numbers" else known
 
@@ -213,9 +268,15 @@ class Depth(glp.Head):
         ("broadcast", r"head Depth to have one distribution for each of .*event shape \[1\]; .*squeeze\(-1\)"),
         ("a column", r"head Depth to have one distribution for each of .*batch shape \[\d+, 1\]"),
         ("numbers", r"which of \d+ cells are known, booleans of shape"),
+        ("squeezed", r"one distribution for each of 1 cells, over values of shape \[1\], got batch shape \[\]|draw by"),
+        ("over cells", "head Depth to answer each draw by itself"),
+        ("bits", r"support of the head Depth, Boolean\(\), got values from"),
+        ("nothing", r"cells with observations for the head Depth \('depth'\), got none; register them"),
+        ("of counts", "observe nothing where cells have no counts, as when they are drawn.*minibatch.counts is None"),
+        ("values alone", r"return two tensors from observed\(\).*got Tensor; return values, known"),
     ],
 )
-def test_a_head_that_would_be_broadcast_is_refused(form, message, cells):
+def test_a_head_that_would_mean_something_else_is_refused(form, message, cells):
     with pytest.raises(CompositionError, match=message):
         glp.fit(vae(heads=[Depth(form)]), cells, max_epochs=1, progress=False)
 
@@ -236,3 +297,41 @@ def test_what_is_not_known_of_a_cell_counts_for_nothing(cells):
     trace.compute_log_prob()
     torch.testing.assert_close(trace.nodes["depth"]["log_prob"].sum(), log_probs[0][known].sum())
     assert trace.nodes["depth"]["log_prob"][~known].abs().max() == 0
+
+
+def test_what_was_made_of_parameters_at_declaration_would_not_train(cells):
+    likelihood = glp.NegativeBinomialLikelihood(8, GENES)
+    likelihood.scaled = 2 * likelihood.log_expression.weight
+    with pytest.raises(ValueError, match=r"got likelihood.scaled, computed from parameters when it was declared"):
+        glp.fit(vae(likelihood=likelihood), cells, max_epochs=1, progress=False)
+
+
+class Nameless(glp.UpperNormal):
+    site = None
+
+
+class Taken(glp.LabelHead):
+    site = "z"
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "message"),
+    [
+        ({"heads": glp.LabelHead(LATENT, 2)}, TypeError, r"a list of heads, got LabelHead; write heads=\[...\]"),
+        ({"heads": [Taken(LATENT, 2)]}, ValueError, "got 'z' twice"),
+        ({"condition": "batch"}, TypeError, r"a condition such as OneHot\(\[2\]\) for two levels, got 'batch'"),
+        (
+            {"upper": Nameless(GENES, 2), "encoder": glp.NormalEncoder(GENES, LATENT, [8], upper_dim=2)},
+            TypeError,
+            "expected Nameless to name its site",
+        ),
+        (
+            {"upper": glp.UpperNormal(GENES, 2), "encoder": Plain()},
+            ValueError,
+            r"an encoder that reads an upper latent, got Plain; .*reads_upper = True in its class",
+        ),
+    ],
+)
+def test_what_cannot_be_a_vae_is_refused_when_it_is_declared(parts, error, message):
+    with pytest.raises(error, match=message):
+        vae(**parts)

@@ -374,7 +374,7 @@ def test_the_curves_are_drawn(fitted):
 
 
 def test_quantiles_of_expression_are_those_of_its_draws(fitted):
-    low, median, high = fitted.expression_quantiles([0.05, 0.5, 0.95], num_samples=400, seed=1)
+    low, median, high = fitted.expression_quantiles(quantiles=[0.05, 0.5, 0.95], num_samples=400, seed=1)
     assert low.shape == (120, NUM_GENES)
     draws = np.stack([fitted.expression(num_samples=1, seed=seed) for seed in range(400)])
     assert ((low <= median) & (median <= high)).all()
@@ -382,6 +382,6 @@ def test_quantiles_of_expression_are_those_of_its_draws(fitted):
     assert abs(covered.mean() - 0.9) < 0.02
     assert np.corrcoef(np.log(median.ravel()), np.log(np.median(draws, 0).ravel()))[0, 1] > 0.99
     with pytest.raises(ValueError, match="quantiles from 0 to 1"):
-        fitted.expression_quantiles([5, 95])
+        fitted.expression_quantiles(quantiles=[5, 95])
     with pytest.raises(ValueError, match="num_samples"):
-        fitted.expression_quantiles([0.5], num_samples=0)
+        fitted.expression_quantiles(quantiles=[0.5], num_samples=0)
