@@ -135,8 +135,7 @@ class Declared(nn.Module):
             ) from error
         if not (isinstance(target, type) and issubclass(target, Declared)):
             raise ValueError(f"expected a subclass of genailab_pyro.nn.Declared, got {declaration['class']!r}")
-        module = target(*positional, **arguments)
-        parts[number] = module
+        parts[number] = module = target(*positional, **arguments)
         return module
 
 
@@ -179,19 +178,15 @@ def _written(value: Any, where: str, write: Callable[[nn.Module, str], Any]) -> 
 
 def _unwritten(value: Any, where: str) -> TypeError:
     """That an argument cannot be written, with what to pass in its place."""
+    fix = "pass its .tolist()" if hasattr(value, "tolist") else "pass what it is made of as a list"
+    if isinstance(value, nn.Module):
+        fix = "derive it from genailab_pyro.nn.Declared"
+    elif callable(value):
+        fix = "pass a name that the class looks up, or make it a module derived from genailab_pyro.nn.Declared"
     return TypeError(
         f"expected {where} to be a number, a string, None, a list, a tuple, a mapping or a Declared module, so that it "
-        f"can be saved, got {type(value).__name__}; {_instead(value)}"
+        f"can be saved, got {type(value).__name__}; {fix}"
     )
-
-
-def _instead(value: Any) -> str:
-    """What to pass in place of an argument that cannot be written."""
-    if isinstance(value, nn.Module):
-        return "derive it from genailab_pyro.nn.Declared"
-    if callable(value):
-        return "pass a name that the class looks up, or make it a module derived from genailab_pyro.nn.Declared"
-    return "pass its .tolist()" if hasattr(value, "tolist") else "pass what it is made of as a list"
 
 
 def _read(value: Any, parts: dict[int, Declared]) -> Any:
@@ -353,12 +348,11 @@ class MLP(Declared):
 
         Of inputs that are mostly zero, shape ``[rows, input]``, the non-zero values are enough.
         """
-        if self.condition_dim:
-            if condition is None or condition.shape[-1] != self.condition_dim:
-                got = "none" if condition is None else f"one of width {condition.shape[-1]}"
-                raise ValueError(f"expected a condition of width {self.condition_dim}, got {got}")
-        else:
+        if not self.condition_dim:
             condition = None
+        elif condition is None or condition.shape[-1] != self.condition_dim:
+            got = "none" if condition is None else f"one of width {condition.shape[-1]}"
+            raise ValueError(f"expected a condition of width {self.condition_dim}, got {got}")
         if not self.layers:
             values = inputs.dense() if isinstance(inputs, Nonzeros) else inputs
             return values if condition is None else beside(values, condition)
@@ -386,10 +380,18 @@ class ConditionEncoding(Declared):
         if minibatch.conditions.shape[-1] != len(self.levels):
             raise ValueError(
                 f"expected cells with {len(self.levels)} categorical condition(s), the minibatch has "
-                f"{minibatch.conditions.shape[-1]}; register the cells with the conditions that the model was "
-                "declared with"
+                f"{minibatch.conditions.shape[-1]}; register the cells with those that the model was declared with"
             )
-        return torch.cat([*self.encode(minibatch), minibatch.continuous], dim=-1)
+        try:
+            return torch.cat([*self.encode(minibatch), minibatch.continuous], dim=-1)
+        except (IndexError, RuntimeError):
+            seen = [int(largest) + 1 for largest in minibatch.conditions.amax(0)]
+            if all(number <= declared for number, declared in zip(seen, self.levels, strict=True)):
+                raise
+            raise ValueError(
+                f"expected conditions of {list(self.levels)} level(s), as they were declared, got at least {seen}; use "
+                "levels=[len(item.levels) for item in cells.registration.conditions]"
+            ) from None
 
     def encode(self, minibatch: Minibatch) -> list[Float[Tensor, "cells width"]]:
         """One block of columns for each categorical condition."""
@@ -424,9 +426,8 @@ class OneHot(ConditionEncoding):
 
     def encode(self, minibatch: Minibatch) -> list[Float[Tensor, "cells width"]]:
         """Indicator vectors."""
-        dtype = minibatch.library.dtype
-        codes = minibatch.conditions
-        return [nn.functional.one_hot(codes[:, i], n).to(dtype) for i, n in enumerate(self.levels)]
+        codes = zip(minibatch.conditions.unbind(1), self.levels, strict=True)
+        return [nn.functional.one_hot(code, number).to(minibatch.library.dtype) for code, number in codes]
 
 
 class Embedding(ConditionEncoding):

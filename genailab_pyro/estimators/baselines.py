@@ -22,7 +22,8 @@ _numbers = itertools.count()
 class Baseline(nn.Module):
     """Base of the baselines: ``baseline(site)`` is what is subtracted from the costs of a site.
 
-    In evaluation mode it stays as it is.
+    Its parameters are trained beside those of the guide, to minimise `loss`; what else it learns, `update` writes into
+    buffers. In evaluation mode it stays as it is.
 
     Attributes:
         least_particles: The least number of particles that it works with.
@@ -51,8 +52,10 @@ class Baseline(nn.Module):
         """Learn from the costs, after they were used."""
 
     def loss(self, site: ScoreSite) -> Float[Tensor, ""] | float:
-        """What its parameters minimise."""
-        return 0.0
+        """What its parameters minimise: by default its mean squared error against the costs; 0 without parameters."""
+        if next(self.parameters(), None) is None:
+            return 0.0
+        return ((site.cost - self(site)) ** 2).mean()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         # What is kept for a site has a name and a size that only the data tell.

@@ -19,7 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor, nn
 
-from genailab_pyro.estimators.baselines import Baseline
+from genailab_pyro.estimators.baselines import BASELINES, Baseline
 from genailab_pyro.estimators.credit import (
     PARTICLES,
     ScoreSite,
@@ -117,7 +117,12 @@ class WatchedELBO(ELBO):
         with contextlib.ExitStack() as stack:
             if self.baseline is not None:
                 self.indices = stack.enter_context(PlateIndices()).found
-            model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+            try:
+                model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
+            except ValueError as error:
+                if isinstance(error.__cause__, EstimatorError):  # Pyro puts the shapes of all sites around it
+                    raise error.__cause__ from None
+                raise
         for watcher in self.watchers:
             watcher(model_trace, guide_trace)
         return model_trace, guide_trace
@@ -144,9 +149,11 @@ class WatchedELBO(ELBO):
         check_guide(guide_trace)
         sites = score_sites(guide_trace)
         if self.baseline is not None and not sites:
+            kinds = {made: repr(name) for name, made in BASELINES.items()}
             raise EstimatorError(
-                f"expected a latent site with a score for the baseline {type(self.baseline).__name__}, got a guide "
-                "whose sites are differentiated without one; leave the baseline out, or use the estimator 'score-loo'"
+                "expected a latent site with a score for the baseline "
+                f"{kinds.get(type(self.baseline), type(self.baseline).__name__)}, got a guide whose sites are "
+                "differentiated without one; leave the baseline out, or use the estimator 'score-loo'"
             )
         surrogate: Tensor | float = 0.0
         for name, site in sites.items():

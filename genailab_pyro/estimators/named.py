@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from genailab_pyro.estimators.programs import registered
 from genailab_pyro.estimators.registry import Estimator
 from genailab_pyro.estimators.rules import RULES
 from genailab_pyro.nn import choose
@@ -159,7 +160,7 @@ def get(name: str | Estimator, **changes: Any) -> Estimator:
     Raises:
         ValueError: If the name is unknown, or the parts do not go together.
     """
-    estimator = name if isinstance(name, Estimator) else choose(_ROWS, name, "estimator").estimator
+    estimator = name if isinstance(name, Estimator) else registered(_ROWS, name, "estimator").estimator
     return replace(estimator, **changes)
 
 

@@ -15,8 +15,35 @@ from genailab_pyro.estimators.rules import (
     advice_for,
     is_deterministic,
     kind,
-    site_rule,
 )
+from genailab_pyro.nn import choose
+
+
+def registered(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """The entry under a name of a table that users add to.
+
+    Raises:
+        ValueError: If the table has no such entry.
+    """
+    try:
+        return choose({**table}, name, what)
+    except ValueError as error:
+        raise ValueError(f"{error}; if it is your own, import the file that registers it first") from None
+
+
+def site_rule(name: str, what: str = "a rule") -> Rule:
+    """The rule of a name, for a single site.
+
+    Raises:
+        ValueError: If it is unknown, or belongs to a whole estimator.
+    """
+    rule: Rule = registered(RULES, name, what)
+    if rule.whole is not None:
+        raise ValueError(
+            f"expected {what} that a single site can have, got {name!r}, which needs a bound of its own; use the "
+            f"estimator {rule.whole!r} for the guide"
+        )
+    return rule
 
 
 class EstimateMessenger(Messenger):

@@ -1,9 +1,11 @@
 """Estimators: a rule, a bound, credit and a baseline as one frozen specification that is tied to a pair of programs."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from genailab_pyro.estimators.baselines import BASELINES, DELTA, Baseline
@@ -16,7 +18,7 @@ from genailab_pyro.estimators.bounds import (
     TraceMeanFieldELBO,
     WatchedELBO,
 )
-from genailab_pyro.estimators.programs import EstimateMessenger, Handled, RelaxedMessenger
+from genailab_pyro.estimators.programs import EstimateMessenger, Handled, RelaxedMessenger, registered
 from genailab_pyro.estimators.rules import RULES, Gumbel, Rule
 from genailab_pyro.estimators.weighted import DoublyReparameterisedELBO, VimcoELBO, WeightedELBO
 from genailab_pyro.nn import choose
@@ -60,12 +62,17 @@ REFUSALS: dict[tuple[str | None, str], str] = {
     (None, "pathwise"): "a path needs no credit: use credit='plates'",
 }
 
+OWN = "a rule of your own goes with an ELBO that is drawn: use bound='elbo'"
+# What the package has itself, which no other class replaces.
+BUILT_IN = frozenset({*RULES, *BASELINES, DELTA})
 # Bounds under which a site may have a score, the sites of its own rule included.
 SCORED = (TraceELBO, TraceGraphELBO, TraceMeanFieldELBO, VimcoELBO)
 
 
 def register_rule(rule: Rule) -> Rule:
     """Add a rule for a single site to the table of rules; it goes with the bound ``"elbo"`` and either credit.
+
+    One of a class that is defined again, as by a cell of a notebook that is run again, takes the place of the former.
 
     Args:
         rule: The rule, an instance of a subclass of `Rule` with a ``name`` of its own.
@@ -74,12 +81,21 @@ def register_rule(rule: Rule) -> Rule:
         The rule.
 
     Raises:
-        TypeError: If it is not a `Rule`.
-        ValueError: If the name is taken.
+        TypeError: If it is not a `Rule`, or not a whole one.
+        ValueError: If the name is taken by another class.
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"expected an instance of a Rule, got {rule!r}; derive a class from glp.estimators.Rule")
-    _check_new(RULES, rule.name, "rule")
+    cls = type(rule)
+    missing = [what for what in ("name", "reparameterised") if not hasattr(cls, what)]
+    missing += ["score_parts"] if cls.score_parts is Rule.score_parts else []
+    if missing:
+        raise TypeError(
+            f"expected the rule {cls.__name__} to have a name, reparameterised and score_parts(base, value), got none "
+            f"for {' and '.join(missing)}; define it in the class, or derive it from Pathwise or Score"
+        )
+    fix = "choose another one" if "name" in vars(cls) else f'set name = "..." in the class {cls.__name__}'
+    _check_new(RULES, rule.name, cls, "rule", fix)
     RULES[rule.name] = rule
     CLASSES["elbo", "plates", rule.name] = TraceELBO
     CLASSES["elbo", "graph", rule.name] = TraceGraphELBO
@@ -89,6 +105,8 @@ def register_rule(rule: Rule) -> Rule:
 def register_baseline(name: str, baseline: type[Baseline]) -> type[Baseline]:
     """Add a baseline to the table, for ``Estimator(rule="score", baseline=name)``.
 
+    One is made, to see that it can be. A class that is defined again takes the place of the former.
+
     Args:
         name: The new name.
         baseline: A subclass of `Baseline` that is made without arguments.
@@ -97,19 +115,51 @@ def register_baseline(name: str, baseline: type[Baseline]) -> type[Baseline]:
         The class.
 
     Raises:
-        TypeError: If it is not a subclass of `Baseline`.
-        ValueError: If the name is taken.
+        TypeError: If it is not a subclass of `Baseline`, has no ``forward``, or cannot be made without arguments.
+        ValueError: If the name is taken by another class.
     """
     if not (isinstance(baseline, type) and issubclass(baseline, Baseline)):
         raise TypeError(f"expected a subclass of Baseline, got {baseline!r}; derive it from glp.estimators.Baseline")
-    _check_new({**BASELINES, DELTA: None}, name, "baseline")
+    _check_new(BASELINES, name, baseline, "baseline", "choose another one")
+    _check_made(baseline)
     BASELINES[name] = baseline
     return baseline
 
 
-def _check_new(table: Mapping[str, Any], name: str, what: str) -> None:
-    if name in table:
-        raise ValueError(f"expected a new name for a {what}, {name!r} is taken; choose another one")
+def _check_new(table: Mapping[str, Any], name: str, cls: type, what: str, fix: str) -> None:
+    """Refuse a name that another class has; a class that was defined again is the same."""
+    former = table.get(name)
+    same = former is not None and _path(former if isinstance(former, type) else type(former)) == _path(cls)
+    if name in BUILT_IN or (former is not None and not same):
+        raise ValueError(f"expected a new name for a {what}, {name!r} is taken; {fix}")
+
+
+def _path(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
+
+
+def _check_made(baseline: type[Baseline]) -> None:
+    """Refuse a baseline that would fail when it is first used."""
+    name = baseline.__name__
+    if baseline.forward is Baseline.forward:
+        raise TypeError(f"expected the baseline {name} to have forward(site), got none; define it in the class")
+    try:
+        inspect.signature(baseline).bind()
+    except TypeError as error:
+        raise TypeError(
+            f"expected the baseline {name} to be made without arguments, got: {error}; give each of them a default"
+        ) from None
+    reason = "an __init__ that leaves out that of Baseline"
+    try:
+        with torch.random.fork_rng():
+            made = "name" in vars(baseline())
+    except AttributeError as error:
+        made, reason = False, str(error)
+    if not made:
+        raise TypeError(
+            f"expected the baseline {name} to be made as a module, got: {reason}; call super().__init__() first in its "
+            "__init__"
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,13 +197,13 @@ class Estimator:
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        rule: Rule = choose(RULES, self.rule, "rule")
+        rule: Rule = registered(RULES, self.rule, "rule")
         choose(BOUNDS, self.bound, "bound")
         choose({"plates": None, "graph": None}, self.credit, "credit")
         if isinstance(self.num_particles, bool) or not isinstance(self.num_particles, int) or self.num_particles < 1:
             raise ValueError(f"expected num_particles to be a whole number of at least one, got {self.num_particles!r}")
         if (self.bound, self.credit, self.rule) not in CLASSES:
-            reason = REFUSALS.get((self.bound, self.rule)) or REFUSALS.get((None, self.rule), "")
+            reason = REFUSALS.get((self.bound, self.rule)) or REFUSALS.get((None, self.rule), OWN)
             if self.credit == "graph" and (self.bound, "plates", self.rule) in CLASSES:
                 reason = "which costs are downstream is asked of a drawn ELBO only: use credit='plates'"
             raise ValueError(
@@ -167,7 +217,7 @@ class Estimator:
     def _check_baseline(self, rule: Rule) -> None:
         if self.baseline is None:
             return
-        choose({**BASELINES, DELTA: None}, self.baseline, "baseline")
+        registered({**BASELINES, DELTA: None}, self.baseline, "baseline")
         elbo_class = CLASSES[self.bound, self.credit, self.rule]
         if not issubclass(elbo_class, SCORED) or isinstance(rule, Gumbel) or elbo_class is AntitheticELBO:
             raise ValueError(

@@ -24,8 +24,6 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence, register_kl
 from torch.nn.functional import softplus
 
-from genailab_pyro.nn import choose
-
 NOTHING = torch.Size()
 
 
@@ -72,9 +70,11 @@ class Rule:
 
     def refusal(self, base: Distribution, advice: str | None = None) -> EstimatorError:
         """What is said where it does not apply, with what to use instead."""
+        instead = advice or self.advice or advice_for(base)
+        if hides_path(base) and (isinstance(self, Pathwise) or self.otherwise == "pathwise"):
+            instead += f", or set has_rsample = True in the class {kind(base)}, whose rsample is passed over without it"
         return EstimatorError(
-            f"expected a distribution with {self.needs} for the rule {self.name!r}, got {kind(base)}; use "
-            f"{advice or self.advice or advice_for(base)}"
+            f"expected a distribution with {self.needs} for the rule {self.name!r}, got {kind(base)}; use {instead}"
         )
 
     def score_parts(self, base: Distribution, value: Tensor) -> ScoreParts:
@@ -354,8 +354,19 @@ class Estimated(TorchDistribution):
         return self.base.enumerate_support(expand)
 
     def score_parts(self, x: Tensor, *args: Any, **kwargs: Any) -> ScoreParts:
-        """Pyro's question to every guide site, answered by the rule."""
-        return self.rule.score_parts(self.base, x)
+        """Pyro's question to every guide site, answered by the rule.
+
+        Raises:
+            EstimatorError: If the rule answers with something else.
+        """
+        parts = self.rule.score_parts(self.base, x)
+        if not isinstance(parts, ScoreParts):
+            got = "a tensor" if torch.is_tensor(parts) else type(parts).__name__
+            raise EstimatorError(
+                f"expected score_parts of the rule {self.rule.name!r} to return ScoreParts, got {got}; return "
+                "ScoreParts(log_prob, score, entropy_term) of pyro.distributions.score_parts"
+            )
+        return parts
 
 
 def closed_form_kl(q: Any, p: Any) -> Tensor:
@@ -411,6 +422,12 @@ def advice_for(distribution: Distribution) -> str:
     return f"the rule 'score', or the estimator {found} or 'score-loo'"
 
 
+def hides_path(distribution: Distribution) -> bool:
+    """Whether the class of a distribution has an ``rsample`` that it does not speak of by ``has_rsample``."""
+    cls = type(innermost(distribution))
+    return cls.has_rsample is False and cls.rsample is not Distribution.rsample
+
+
 def is_normal(distribution: Distribution) -> bool:
     """Whether a site has independent normal latents."""
     return isinstance(innermost(distribution), torch.distributions.Normal)
@@ -419,18 +436,3 @@ def is_normal(distribution: Distribution) -> bool:
 def is_deterministic(distribution: Distribution) -> bool:
     """Whether a site is a point, whose draws have nothing to be differentiated by a rule."""
     return isinstance(innermost(distribution), Delta)
-
-
-def site_rule(name: str, what: str = "a rule") -> Rule:
-    """The rule of a name, for a single site.
-
-    Raises:
-        ValueError: If it is unknown, or belongs to a whole estimator.
-    """
-    rule: Rule = choose(RULES, name, what)
-    if rule.whole is not None:
-        raise ValueError(
-            f"expected {what} that a single site can have, got {name!r}, which needs a bound of its own; use the "
-            f"estimator {rule.whole!r} for the guide"
-        )
-    return rule

@@ -11,7 +11,14 @@ from torch import nn
 
 from genailab_pyro import Estimator
 from genailab_pyro.estimators import Baseline, ScoreSite
-from genailab_pyro.estimators.baselines import BASELINES, DELTA, CellBaseline, ConstantBaseline, NetworkBaseline
+from genailab_pyro.estimators.baselines import (
+    BASELINES,
+    DELTA,
+    CellBaseline,
+    ConstantBaseline,
+    LeaveOneOut,
+    NetworkBaseline,
+)
 
 LEARNED = ["constant", "cell-average", "network"]
 
@@ -280,7 +287,7 @@ def test_it_is_saved_and_loaded_with_the_bound_of_a_pair(baseline):
 
 
 class Learned(Baseline):
-    """A baseline of a user, with a parameter of its own."""
+    """A baseline of a user, with a parameter and without a loss of its own."""
 
     def __init__(self):
         super().__init__()
@@ -289,16 +296,38 @@ class Learned(Baseline):
     def forward(self, site):
         return self.level
 
+
+class Tilted(Learned):
+    """A baseline of a user with a loss of its own."""
+
     def loss(self, site):
-        return ((site.cost - self.level) ** 2).mean()
+        return self.level
 
 
-def test_a_baseline_of_a_user_learns_is_unbiased_and_is_saved(check):
-    cells, baseline = Cells(500), Learned()
+def test_without_a_loss_of_its_own_a_baseline_minimises_its_mean_squared_error():
+    baseline, costs = Learned(), site([1.0, 5.0], [2, 7])
+    loss = baseline.loss(costs)
+    assert loss.item() == pytest.approx((1 + 25) / 2)
+    assert torch.autograd.grad(loss, baseline.level)[0].item() == pytest.approx(-(1 + 5))
+    assert LeaveOneOut().loss(costs) == 0.0
+
+
+@pytest.mark.parametrize("credit", ["plates", "graph"])
+def test_every_step_of_a_bound_reaches_the_parameters_of_a_baseline(credit):
+    cells = Cells(20)
+    model, guide, elbo = estimator_with("constant", credit=credit).bind(cells.model, cells)
+    for elbo.baseline in (Learned(), Tilted()):
+        loss = elbo.differentiable_loss(model, guide, cells.rows, torch.arange(20))
+        assert torch.autograd.grad(loss, elbo.baseline.level)[0] > 0
+
+
+@pytest.mark.parametrize("kind", [Learned, Tilted])
+def test_a_baseline_of_a_user_learns_is_unbiased_and_is_saved(check, kind):
+    cells, baseline = Cells(500), kind()
     errors, _ = errors_of_epochs(cells, estimator_with("constant"), 5, baseline)
     check(errors, torch.zeros(2, dtype=torch.float64))
     assert baseline.level < -0.1
-    fresh = Learned()
+    fresh = kind()
     fresh.load_state_dict(baseline.state_dict())
     assert torch.equal(fresh.level, baseline.level)
 

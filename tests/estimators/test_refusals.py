@@ -104,10 +104,67 @@ def test_a_site_that_a_rule_cannot_differentiate_is_refused(estimator, kind, mes
 
 @pytest.mark.parametrize("parts", [{}, {"credit": "graph"}, {"bound": "elbo-kl"}, {"rule": "stl"}])
 def test_a_baseline_without_a_score_is_refused(parts):
-    with pytest.raises(
-        estimators.EstimatorError, match=r"a score for the baseline CellBaseline.*'score-loo'"
-    ):
+    with pytest.raises(estimators.EstimatorError, match=r"a score for the baseline 'cell-average', got .*'score-loo'"):
         gradient(Pair("Normal"), Estimator(baseline="cell-average", **parts))
+
+
+def test_a_baseline_that_is_in_no_table_is_called_by_its_class():
+    class Zero(estimators.Baseline):
+        def forward(self, site):
+            return torch.zeros(())
+
+    pair = Pair("Normal")
+    model, guide, elbo = Estimator().bind(pair.model, pair)
+    elbo.baseline = Zero()
+    with pytest.raises(estimators.EstimatorError, match="a score for the baseline Zero, got a guide"):
+        elbo.differentiable_loss(model, guide, pair.rows)
+
+
+class Shifted(dist.TorchDistribution):
+    """A normal distribution of unit scale with draws along a path, which its class does not speak of."""
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    support = dist.constraints.real
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(loc.shape, validate_args=False)
+
+    def expand(self, batch_shape, _instance=None):
+        return type(self)(self.loc.expand(batch_shape))
+
+    def sample(self, sample_shape=()):
+        with torch.no_grad():
+            return Shifted.rsample(self, sample_shape)
+
+    def rsample(self, sample_shape=()):
+        return self.loc + torch.randn(self.shape(sample_shape), dtype=self.loc.dtype)
+
+    def log_prob(self, value):
+        return dist.Normal(self.loc, 1.0).log_prob(value)
+
+
+class Spoken(Shifted):
+    """The same, and its class says so."""
+
+    has_rsample = True
+
+
+@pytest.mark.parametrize("name", ["pathwise", "stl", "gumbel", "enum", "iwae"])
+def test_a_path_that_a_distribution_does_not_speak_of_is_pointed_out(monkeypatch, name):
+    monkeypatch.setitem(KINDS, "Shifted", lambda values: Shifted(values[:, 0]))
+    with pytest.raises(estimators.EstimatorError, match=r"got Shifted; use .*, or set has_rsample = True in the class"):
+        gradient(Pair("Shifted"), name)
+
+
+def test_a_path_is_pointed_out_only_where_it_would_be_followed(monkeypatch):
+    monkeypatch.setitem(KINDS, "Shifted", lambda values: Shifted(values[:, 0]))
+    monkeypatch.setitem(KINDS, "Spoken", lambda values: Spoken(values[:, 0]))
+    assert gradient(Pair("Spoken"), "pathwise")[:, 0].ne(0).all()
+    for kind, name in (("Shifted", "disarm"), ("Poisson", "pathwise"), ("Categorical", "pathwise")):
+        with pytest.raises(estimators.EstimatorError) as refused:
+            gradient(Pair(kind), name)
+        assert "has_rsample" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["enum", "disarm", "dreg"])

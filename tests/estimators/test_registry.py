@@ -157,19 +157,146 @@ def test_a_user_adds_a_rule_and_a_baseline(own_parts, conjugate):
     torch.testing.assert_close(lowered, gradients[2] + 5 * (z - pair.loc).detach())
 
 
+class Nameless(estimators.Score):
+    """A rule that has the name of the one it is derived from."""
+
+
+class Bare(Rule):
+    """A rule that says nothing."""
+
+
+class Sized(Five):
+    """A baseline that needs an argument."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+
+class Unmade(Five):
+    """A baseline with a parameter, without the constructor of its base."""
+
+    def __init__(self):
+        self.level = torch.nn.Parameter(torch.zeros(()))
+
+
+class Plain(Five):
+    """A baseline with a number, without the constructor of its base."""
+
+    def __init__(self):
+        self.level = 5.0
+
+
+class Mute(Baseline):
+    """A baseline that answers nothing."""
+
+
 @pytest.mark.parametrize(
     ("add", "error", "message"),
     [
         (lambda: estimators.register_rule(HalfScore), TypeError, "an instance of a Rule"),
-        (lambda: estimators.register_rule(rules.RULES["score"]), ValueError, "'score' is taken"),
+        (lambda: estimators.register_rule(rules.RULES["score"]), ValueError, "'score' is taken; choose another one"),
+        (lambda: estimators.register_rule(Nameless()), ValueError, "'score' is taken; set name = .* class Nameless"),
+        (
+            lambda: estimators.register_rule(Bare()),
+            TypeError,
+            "Bare to have .* for name and reparameterised and",
+        ),
         (lambda: estimators.register_baseline("mine", HalfScore), TypeError, "a subclass of Baseline"),
         (lambda: estimators.register_baseline("delta", Five), ValueError, "'delta' is taken"),
+        (lambda: estimators.register_baseline("network", baselines.NetworkBaseline), ValueError, "'network' is taken"),
+        (lambda: estimators.register_baseline("mine", Sized), TypeError, "Sized .*argument: 'size'; give .* a default"),
+        (
+            lambda: estimators.register_baseline("mine", Unmade),
+            TypeError,
+            r"Unmade .*call super\(\).__init__\(\)",
+        ),
+        (lambda: estimators.register_baseline("mine", Plain), TypeError, r"Plain .*call super\(\).__init__\(\)"),
+        (lambda: estimators.register_baseline("mine", Mute), TypeError, r"Mute to have forward\(site\), got none"),
         (lambda: estimators.register("mine", "score"), TypeError, "expected an Estimator, got str"),
     ],
 )
 def test_a_part_that_cannot_be_added_is_refused(own_parts, add, error, message):
+    before = [*rules.RULES, *baselines.BASELINES]
     with pytest.raises(error, match=message):
         add()
+    assert [*rules.RULES, *baselines.BASELINES] == before
+
+
+def defined_again(cls):
+    """The class as a notebook's cell makes it when it is run once more."""
+    return type(cls.__name__, cls.__bases__, {**vars(cls)})
+
+
+def test_a_part_that_is_defined_again_takes_the_place_of_the_former(own_parts):
+    rule, baseline = defined_again(HalfScore), defined_again(Five)
+    for added in (HalfScore(), rule()):
+        estimators.register_rule(added)
+        assert rules.RULES["half-score"] is added
+    for kind in (Five, baseline):
+        estimators.register_baseline("five", kind)
+        assert baselines.BASELINES["five"] is kind
+    assert Estimator("half-score", baseline="five").rule == "half-score"
+
+
+def test_another_class_does_not_take_the_place_of_a_part(own_parts):
+    class Other(HalfScore):
+        name = "half-score"
+
+    estimators.register_rule(HalfScore())
+    with pytest.raises(ValueError, match="'half-score' is taken; choose another one"):
+        estimators.register_rule(Other())
+    estimators.register_baseline("five", Five)
+    with pytest.raises(ValueError, match="'five' is taken"):
+        estimators.register_baseline("five", baselines.ConstantBaseline)
+
+
+def test_a_baseline_is_made_without_moving_the_random_state(own_parts):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    estimators.register_baseline("mine", baselines.NetworkBaseline)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("bound", ["elbo-kl", "importance-weighted", "renyi"])
+def test_a_rule_of_ones_own_under_another_bound_is_told_which_it_goes_with(own_parts, bound):
+    estimators.register_rule(HalfScore())
+    with pytest.raises(ValueError, match=r"a rule of your own goes with .*: use bound='elbo'"):
+        Estimator("half-score", bound=bound, num_particles=8)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: Estimator("mine"),
+        lambda: Estimator("score", baseline="mine"),
+        lambda: estimators.get("mine"),
+        lambda: estimators.estimate(z="mine"),
+    ],
+)
+def test_a_name_that_is_not_registered_may_be_of_a_file_that_is_not_imported(ask):
+    with pytest.raises(ValueError, match="got 'mine'; if it is your own, import the file that registers it first"):
+        ask()
+
+
+class Loose(HalfScore):
+    """A rule that answers with a log-probability alone."""
+
+    name = "loose"
+
+    def score_parts(self, base, value):
+        return base.log_prob(value)
+
+
+@pytest.mark.parametrize("credit", ["plates", "graph"])
+def test_score_parts_that_are_none_are_refused(own_parts, conjugate, credit):
+    estimators.register_rule(Loose())
+    pair = conjugate(0.0, 1.0)
+    model, guide, elbo = Estimator("loose", credit=credit).bind(pair.model, pair)
+    message = r"^expected score_parts of the rule 'loose' .* got a tensor; return ScoreParts\(log_prob, score, entropy_"
+    with pytest.raises(estimators.EstimatorError, match=message):
+        elbo(model, guide)()
 
 
 def test_a_copy_of_a_baseline_trains_under_a_name_of_its_own():
