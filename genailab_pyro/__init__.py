@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from genailab_pyro.__about__ import __version__
 
 if TYPE_CHECKING:
-    from genailab_pyro import analysis, data, estimators, evaluation, experiments, plots, report
+    from genailab_pyro import analysis, data, estimators, evaluation, experiments, nn, plots, report
     from genailab_pyro.data import Cells, Registration, preprocess, register
     from genailab_pyro.estimators import Estimator, estimate
     from genailab_pyro.evaluation import (
@@ -174,7 +174,7 @@ _HOMES = {
     "train.fit": ("TrainingError", "fit", "resume"),
     "types": ("Minibatch",),
 }
-_PACKAGES = ("analysis", "data", "estimators", "evaluation", "experiments", "plots", "report")
+_PACKAGES = ("analysis", "data", "estimators", "evaluation", "experiments", "nn", "plots", "report")
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -260,6 +260,7 @@ __all__ = [
     "fit",
     "load",
     "loadings",
+    "nn",
     "plots",
     "preprocess",
     "race",

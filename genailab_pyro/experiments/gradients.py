@@ -131,7 +131,7 @@ class GradientSampler:
         for minibatch in minibatches:
             loss = self.elbo.differentiable_loss(self.model, self.guide, minibatch)
             if optimizer is not None:
-                gradients = torch.autograd.grad(loss, parameters)
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()

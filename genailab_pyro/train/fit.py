@@ -90,6 +90,8 @@ def fit(
     chosen = get(estimator)
     training = Training.from_json({**(training or Training()).to_json(), **settings})
     seed = operator.index(seed)
+    if run_folder is None:  # else it is refused
+        _warn_of_unsaved(vae)
     vae = _copied(vae)
     device = next(vae.parameters()).device if device is None else torch.device(device)
     with own_state(seed):
@@ -225,6 +227,16 @@ def check_arguments(vae: VAE, cells: Cells) -> None:
             f"expected cells with the {genes} genes that the model was declared with (input_dim), got "
             f"{len(cells.registration.genes)}; declare it by from_registration(cells)"
         )
+
+
+def _warn_of_unsaved(vae: VAE) -> None:
+    """Say of a VAE that cannot be saved what is missing before hours have gone into it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where it can be loaded is said when it is saved
+            vae.declaration()
+    except TypeError as error:
+        warnings.warn(f"this fit cannot be saved: {error}", stacklevel=3)
 
 
 def _copied(vae: VAE) -> VAE:

@@ -127,7 +127,8 @@ def test_a_class_inside_a_function_is_refused_at_save(cells, train, tmp_path):
     class LocalCounts(PoissonCounts):
         pass
 
-    fit = train(made_by_hand(LocalCounts(16, 20)), cells, max_epochs=1)
+    with pytest.warns(UserWarning, match="this fit cannot be saved: .*LocalCounts, defined inside a function"):
+        fit = train(made_by_hand(LocalCounts(16, 20)), cells, max_epochs=1)
     with pytest.raises(TypeError, match=r"LocalCounts, defined inside a function; define it at the top of a module"):
         fit.save(tmp_path / "fit")
     assert not (tmp_path / "fit").exists()
