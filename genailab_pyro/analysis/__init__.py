@@ -2,6 +2,7 @@
 
 from genailab_pyro.analysis.annotate import annotate, umap
 from genailab_pyro.analysis.augment import augment
+from genailab_pyro.analysis.causal import contrast, overlap
 from genailab_pyro.analysis.classify import calibrate, label_probabilities, predict_labels
 from genailab_pyro.analysis.differential import differential_expression, markers
 from genailab_pyro.analysis.discover import ClusterStability, cluster_stability, discover, latent_sd, novelty
@@ -13,6 +14,7 @@ __all__ = [
     "augment",
     "calibrate",
     "cluster_stability",
+    "contrast",
     "differential_expression",
     "discover",
     "integrate",
@@ -21,6 +23,7 @@ __all__ = [
     "map_batch",
     "markers",
     "novelty",
+    "overlap",
     "predict_labels",
     "umap",
 ]

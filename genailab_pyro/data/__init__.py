@@ -1,6 +1,7 @@
 """Counts: where they come from, what they mean, and how they reach a model."""
 
 from genailab_pyro.data.cells import Cells
+from genailab_pyro.data.confounding import confound
 from genailab_pyro.data.datasets import pbmc3k, pbmc68k
 from genailab_pyro.data.download import DownloadError, cache_folder, download
 from genailab_pyro.data.preprocess import preprocess
@@ -33,6 +34,7 @@ __all__ = [
     "Simulation",
     "Truth",
     "cache_folder",
+    "confound",
     "download",
     "pbmc3k",
     "pbmc68k",

@@ -1,6 +1,7 @@
 """Figures from arrays and tables; nothing here knows of models or of data classes."""
 
 from genailab_pyro.plots.comparison import gradient_histograms, race_curves, signal_to_noise, variance_against_cost
+from genailab_pyro.plots.contrasts import contrasts
 from genailab_pyro.plots.counts import mean_variance, zero_fraction
 from genailab_pyro.plots.differential import lfc_against_truth, lfc_intervals, volcano
 from genailab_pyro.plots.discover import novelty_histogram, stability_heatmap
@@ -18,6 +19,7 @@ __all__ = [
     "calibration_curve",
     "compare_curves",
     "confusion_matrix",
+    "contrasts",
     "embedding",
     "estimates",
     "gradient_histograms",
