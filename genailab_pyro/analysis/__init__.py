@@ -7,6 +7,7 @@ from genailab_pyro.analysis.classify import calibrate, label_probabilities, pred
 from genailab_pyro.analysis.differential import differential_expression, markers
 from genailab_pyro.analysis.discover import ClusterStability, cluster_stability, discover, latent_sd, novelty
 from genailab_pyro.analysis.integrate import integrate, map_batch
+from genailab_pyro.analysis.perturb import dose_response, latent_invariance, library_response, predict
 
 __all__ = [
     "ClusterStability",
@@ -17,13 +18,17 @@ __all__ = [
     "contrast",
     "differential_expression",
     "discover",
+    "dose_response",
     "integrate",
     "label_probabilities",
+    "latent_invariance",
     "latent_sd",
+    "library_response",
     "map_batch",
     "markers",
     "novelty",
     "overlap",
+    "predict",
     "predict_labels",
     "umap",
 ]

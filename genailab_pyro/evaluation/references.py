@@ -117,7 +117,7 @@ class PerturbationTask:
         cls,
         expression: Cells,
         cells: pd.DataFrame,
-        target: Group,
+        target: Group | tuple[Any, ...],
         *,
         context: str,
         perturbation: str,
@@ -130,7 +130,7 @@ class PerturbationTask:
         Args:
             expression: All cells, log-normalised.
             cells: One row per cell, such as ``adata.obs``.
-            target: The group to hold out.
+            target: The group to hold out: a context and a perturbation, and a dose where there are some.
             context: Name of the column of contexts.
             perturbation: Name of the column of perturbations.
             dose: Name of the column of doses, or None.
@@ -141,7 +141,7 @@ class PerturbationTask:
             KeyError: If a column is missing.
             ValueError: If there is no cell of the target, or the rest makes no task.
         """
-        (expression,) = checked_cells(expression=expression)
+        (expression,), target = checked_cells(expression=expression), Group(*target)
         missing = [name for name in (context, perturbation, dose) if name is not None and name not in cells]
         if missing:
             raise KeyError(f"expected the columns {missing} of the cells, got {[*map(str, cells.columns)]}")

@@ -1,6 +1,7 @@
 """Models: priors, likelihoods, encoders, and the VAE that joins them into one Pyro model/guide pair."""
 
 from genailab_pyro.model.adversary import ConditionAdversary
+from genailab_pyro.model.alignment import LatentAlignment
 from genailab_pyro.model.answers import CompositionError
 from genailab_pyro.model.check import PairError, check_pair
 from genailab_pyro.model.composition import check_composition
@@ -34,6 +35,8 @@ from genailab_pyro.model.likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
 )
 from genailab_pyro.model.penalties import AdversarialTotalCorrelation, FreeBits, Penalty, TotalCorrelation
+from genailab_pyro.model.perturbation_vae import EffectDecoder, PerturbationVAE
+from genailab_pyro.model.perturbations import HillCurve, LogCurve, PerturbationEncoding
 from genailab_pyro.model.priors import (
     Bits,
     DependentNormal,
@@ -65,6 +68,7 @@ __all__ = [
     "ConditionAdversary",
     "ConditionInverseDispersion",
     "DependentNormal",
+    "EffectDecoder",
     "Encoder",
     "FlowEncoder",
     "FlowPrior",
@@ -75,12 +79,15 @@ __all__ = [
     "GlobalLatents",
     "Head",
     "HierarchicalVAE",
+    "HillCurve",
     "InverseDispersion",
     "LabelHead",
     "LabelVAE",
+    "LatentAlignment",
     "LatentLibrary",
     "Likelihood",
     "LinearDecoder",
+    "LogCurve",
     "LogNormalPoissonLikelihood",
     "LowRankEncoder",
     "MixtureLikelihood",
@@ -89,6 +96,8 @@ __all__ = [
     "NormalEncoder",
     "PairError",
     "Penalty",
+    "PerturbationEncoding",
+    "PerturbationVAE",
     "PoissonLikelihood",
     "Prior",
     "SemiSupervisedVAE",

@@ -5,6 +5,7 @@ from genailab_pyro.plots.contrasts import contrasts
 from genailab_pyro.plots.counts import mean_variance, zero_fraction
 from genailab_pyro.plots.differential import lfc_against_truth, lfc_intervals, volcano
 from genailab_pyro.plots.discover import novelty_histogram, stability_heatmap
+from genailab_pyro.plots.dose_response import dose_response
 from genailab_pyro.plots.embedding import embedding
 from genailab_pyro.plots.estimates import estimates
 from genailab_pyro.plots.gradients import gradient_scatter, gradient_variances
@@ -20,6 +21,7 @@ __all__ = [
     "compare_curves",
     "confusion_matrix",
     "contrasts",
+    "dose_response",
     "embedding",
     "estimates",
     "gradient_histograms",
