@@ -191,7 +191,7 @@ def graph_connectivity(
 def batch_silhouette(
     latent: Float[np.ndarray, "cells latent"], batches: Int[np.ndarray, " cells"], labels: Int[np.ndarray, " cells"]
 ) -> float:
-    """Mean over labels of the mean of 1 - |s|, with s the silhouette width of the batches within the label.
+    """Mean over labels of the mean of ``1 - |s|``, with s the silhouette width of the batches within the label.
 
     The labels weigh alike. Labels of one batch, or of one cell in each, are left out. It is that of scib and of
     scib-metrics (whose ``bras`` takes cosine distances and the mean over other batches instead).

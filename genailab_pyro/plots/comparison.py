@@ -157,8 +157,8 @@ def signal_to_noise(
 ) -> Figure:
     """Draw how the signal-to-noise ratio of each estimator changes with the number of particles.
 
-    The ratio of a gradient g is |E g| / sd(g), without unit. Both axes are logarithmic; dashed lines rise as the mean
-    of K independent draws would, with the square root of K: a flatter estimator makes less of its particles.
+    The ratio of a gradient g is ``|E g| / sd(g)``, without unit. Both axes are logarithmic; dashed lines rise as the
+    mean of K independent draws would, with the square root of K: a flatter estimator makes less of its particles.
 
     Args:
         particles: Numbers of particles K, shape ``[k]``, positive and increasing.
