@@ -376,7 +376,8 @@ def score_references(
     Args:
         task: The task.
         real: The real cells of the target.
-        models: Predicted cells of models by name, one made from each of ``task.controls`` and in their order.
+        models: Predicted cells of models by name, one made from each of ``task.controls`` and in their order, or
+            several such sets of draws below each other.
         top: Number of genes for the scores over few.
         seed: Seed of the halves.
 
@@ -407,7 +408,8 @@ def score_references(
         split = ControlSplit(again[name], halved.controls, second)
         scores[name] = score_perturbation(real=real, predicted=cells, split=split, **common)
     for name, cells in (models or {}).items():
-        origin = np.arange(len(task.controls))
+        number = len(task.controls)
+        origin = np.arange(len(cells)) % number if len(cells) % number == 0 else np.arange(number)
         scores[name] = score_perturbation(real=real, predicted=cells, origin=origin, seed=seed, **common)
     return scores
 

@@ -332,6 +332,15 @@ class TestScores:
         assert np.isfinite(first.pearson_systema)
         assert np.isnan(score_references(*Contexts(rng).task(rng, noise=0.1))[HALF].pearson_systema)
 
+    def test_several_draws_of_the_same_cells_score_like_one(self, rng):
+        task, real = Contexts(rng).task(rng, cells=40, noise=0.3)
+        moved = task.controls + 0.4
+        once, thrice = (
+            score_references(task, real, models={"model": cells})["model"] for cells in (moved, np.tile(moved, (3, 1)))
+        )
+        assert thrice.pearson_shift_split == pytest.approx(once.pearson_shift_split)
+        assert thrice.rmse == pytest.approx(once.rmse)
+
     def test_a_models_cells_are_one_from_each_control(self, rng):
         task, real = Contexts(rng).task(rng)
         with pytest.raises(ValueError, match=r"a row of the 6 controls for each of 5 predicted cells"):
