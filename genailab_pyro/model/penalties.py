@@ -8,14 +8,14 @@ from typing import Any, Protocol
 import torch
 from jaxtyping import Float
 from pyro.poutine import Trace
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Independent
-from torch.func import functional_call
 from torch.nn.functional import softplus
 
 from genailab_pyro.estimators import closed_form_kl
 from genailab_pyro.estimators.rules import innermost, is_normal, kind, unwrapped
-from genailab_pyro.nn import MLP, Declared
+from genailab_pyro.model.opponent import Opponent
+from genailab_pyro.nn import Declared
 from genailab_pyro.types import Latent, Minibatch, PerCell
 
 
@@ -255,14 +255,8 @@ class AdversarialTotalCorrelation(Declared):
     ) -> None:
         super().__init__()
         _check_weight(weight)
-        if not (math.isfinite(learning_rate) and learning_rate > 0):
-            raise ValueError(f"expected learning_rate to be finite and above 0, got {learning_rate!r}")
         self.weight, self.latent_dim, self.site = weight, latent_dim, site
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            trunk = MLP(latent_dim, hidden_dims, dropout=0.0, norm="none", activation="gelu")
-            self.discriminator = nn.Sequential(trunk, nn.Linear(trunk.output_dim, 1))
-        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=learning_rate, betas=(0.5, 0.9))
+        self.discriminator = Opponent(latent_dim, 1, hidden_dims, learning_rate=learning_rate, seed=seed)
 
     def forward(self, minibatch: Minibatch, guide_trace: Trace, model_trace: Trace) -> Float[Tensor, ""]:
         """The penalty of a minibatch, in nats per cell.
@@ -278,33 +272,17 @@ class AdversarialTotalCorrelation(Declared):
             )
         self.discriminator.to(z.device, z.dtype)
         z = z.flatten(0, -2)
-        # Copies: the classifier's own step, below, changes its weights in place before the guide's gradient is taken.
-        weights = {name: value.detach().clone() for name, value in self.discriminator.named_parameters()}
-        penalty = self.weight * functional_call(self.discriminator, weights, (z,)).mean()
+        penalty = self.weight * self.discriminator(z).mean()
         if torch.is_grad_enabled():
-            self._learn(z.detach())
+            # Draws of q(z), then as many of the product of its marginals.
+            self.discriminator.learn(torch.cat([z, shuffled(z)]), _told_apart)
         return penalty
 
-    def _learn(self, z: Float[Tensor, "draws latent"]) -> None:
-        drawn, independent = self.discriminator(z), self.discriminator(shuffled(z))
-        loss = softplus(-drawn).mean() + softplus(independent).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            for name, value in slots.items():
-                destination[f"{prefix}optimizer.{index}.{name}"] = value
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for key in [key for key in state_dict if key.startswith(f"{prefix}optimizer.")]:
-            index, name = key.split(".")[-2:]
-            state.setdefault(int(index), {})[name] = state_dict.pop(key).clone()
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        super()._load_from_state_dict(state_dict, prefix, *args)
+def _told_apart(logits: Float[Tensor, "draws 1"]) -> Float[Tensor, ""]:
+    """Loss of a classifier whose first half of draws is of the one kind, and whose second half of the other."""
+    drawn, independent = logits.chunk(2)
+    return softplus(-drawn).mean() + softplus(independent).mean()
 
 
 def shuffled(z: Float[Tensor, "draws latent"]) -> Float[Tensor, "draws latent"]:

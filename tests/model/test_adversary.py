@@ -15,7 +15,8 @@ import genailab_pyro as glp
 from genailab_pyro import CVAE_NB
 from genailab_pyro.evaluation import batch_excess
 from genailab_pyro.model import adversary
-from genailab_pyro.model.adversary import ConditionAdversary, Opponent, conviction, information
+from genailab_pyro.model.adversary import ConditionAdversary, conviction, information
+from genailab_pyro.model.opponent import Opponent
 from genailab_pyro.types import Minibatch
 
 GAMES = pytest.mark.parametrize("mode", ["reversal", "alternating"])

@@ -283,14 +283,14 @@ class TestAdversarialTotalCorrelation:
             penalty(None, correlated(0.5, 16), None)
         kept = {name: value.clone() for name, value in holders[0].state_dict().items()}
         holders[1].load_state_dict(kept)
-        fresh.discriminator.load_state_dict(penalty.discriminator.state_dict())
+        fresh.discriminator.network.load_state_dict(penalty.discriminator.network.state_dict())
         trace = correlated(0.5, 16)
         after = []
         for each in (penalty, restored, fresh):
             torch.manual_seed(0)
             for _ in range(3):
                 each(None, trace, None)
-            after.append(each.discriminator.state_dict())
+            after.append(each.discriminator.network.state_dict())
         assert all(torch.equal(value, after[1][name]) for name, value in after[0].items())
         assert any(not torch.equal(value, after[2][name]) for name, value in after[0].items())  # without the optimizer
         AdversarialTotalCorrelation(1.0, 2).load_state_dict(AdversarialTotalCorrelation(1.0, 2).state_dict())
