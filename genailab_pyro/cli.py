@@ -5,7 +5,7 @@ What a command needs is imported when it runs, so that help comes at once.
 
 import shlex
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from genailab_pyro.__about__ import __version__
+from genailab_pyro.cli_applications import APPLICATIONS
 from genailab_pyro.cli_estimators import COMPARE_EXAMPLES, ESTIMATORS_EXAMPLES, compare, estimators
 from genailab_pyro.cli_options import (
     Conditions,
@@ -30,6 +31,9 @@ from genailab_pyro.cli_options import (
     Quiet,
     Seed,
     SizeFactor,
+    number_of,
+    pair,
+    pairs,
 )
 
 INTERRUPTED = 130
@@ -179,7 +183,7 @@ def fit(
         if value is not None:
             content = assign(content, key, value)
     for setting in settings or ():
-        _pair(setting, "--set", "training.max_epochs=50")
+        pair(setting, "--set", "training.max_epochs=50")
     configuration = Configuration.from_mapping(override(content, settings or ()))
     if print_config:
         typer.echo(configuration.to_yaml(), nl=False)
@@ -231,7 +235,7 @@ def evaluate(
         check_new(csv, overwrite=overwrite)
     fits = load_models(models)
     cells = read_cells(data)
-    cells = cells if only is None else select_cells(cells, *_pair(only, "--only", "split=held-out"))
+    cells = cells if only is None else select_cells(cells, *pair(only, "--only", "split=held-out"))
     if "train" in set(cells.obs.get("split", ())):
         _say_error(
             "warning", "obs['split'] says that some cells were trained on; leave them out: --only split=held-out"
@@ -266,39 +270,12 @@ def generate(
     from genailab_pyro.runs import check_new, load_model, write_cells
 
     check_new(output, overwrite=overwrite)
-    values = {name: _number(text, name) for name, text in _pairs(continuous, "--continuous", "dose=2").items()}
-    levels = _pairs(condition, "--condition", "batch=b1")
+    values = {name: number_of(text, name) for name, text in pairs(continuous, "--continuous", "dose=2").items()}
+    levels = pairs(condition, "--condition", "batch=b1")
     cells = load_model(model).generate(number, conditions=levels, continuous=values, seed=seed)
     cells.uns["genailab_pyro"] = {"generated_by": str(model), "seed": seed, "version": __version__}
     write_cells(cells, output)
     say(f"{cells.n_obs:,} new cells x {cells.n_vars:,} genes, counts in X: {output}")
-
-
-@app.command(
-    epilog="Examples:\n\ngenailab-pyro denoise runs/first cells.h5ad -o denoised.h5ad\n\n"
-    "genailab-pyro denoise runs/first cells.h5ad -o as_b1.h5ad --condition batch=b1"
-)
-def denoise(
-    model: Model, data: Data, output: Output, condition: Levels = None, seed: Seed = 0, overwrite: Overwrite = False
-) -> None:
-    """Put denoised expression in layers["expression"] and the latent in obsm["X_vae"].
-
-    With --condition, each cell is shown as it would be under that level.
-    """
-    from genailab_pyro.analysis import annotate
-    from genailab_pyro.report.terminal import say
-    from genailab_pyro.runs import check_new, load_model, read_cells, write_cells
-
-    check_new(output, overwrite=overwrite)
-    levels = _pairs(condition, "--condition", "batch=b1")
-    fitted = load_model(model)
-    cells = annotate(fitted, read_cells(data), conditions=levels or None, seed=seed)
-    cells.uns["genailab_pyro"] = {"denoised_by": str(model), "conditions": levels, "seed": seed, "version": __version__}
-    write_cells(cells, output)
-    say(
-        f"{cells.n_obs:,} cells x {cells.n_vars:,} genes, layers['expression'] in counts of a cell of "
-        f"{cells.uns['expression_library']:,.0f} counts, obsm['X_vae']: {output}"
-    )
 
 
 @app.command(
@@ -340,6 +317,8 @@ def check(
     say(f"The cells can be fitted: genailab-pyro fit {shlex.join([str(data), *roles])} --folder runs/first")
 
 
+for name, (command, examples) in APPLICATIONS.items():
+    app.command(name, epilog=examples)(command)
 app.command(epilog=COMPARE_EXAMPLES)(compare)
 app.command(epilog=ESTIMATORS_EXAMPLES)(estimators)
 
@@ -351,27 +330,6 @@ def _say_error(kind: str, message: object) -> None:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     _say_error("warning", message)
-
-
-def _pair(text: str, option: str, example: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise typer.BadParameter(f"expected NAME=VALUE after {option}, such as {option} {example}, got {text!r}")
-    return name.strip(), value.strip()
-
-
-def _pairs(texts: Sequence[str] | None, option: str, example: str) -> dict[str, str]:
-    pairs = [_pair(text, option, example) for text in texts or ()]
-    if len(dict(pairs)) < len(pairs):
-        raise typer.BadParameter(f"expected each name once after {option}, got {', '.join(texts or ())}")
-    return dict(pairs)
-
-
-def _number(text: str, name: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"expected a number for {name}, got {text!r}") from None
 
 
 def _held_out(text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Options that several commands of the command line share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -32,3 +33,27 @@ Counts = Annotated[str | None, typer.Option(metavar="LAYER", help="Layer with th
 SizeFactor = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="Column of obs that takes the place of a cell's total counts.")
 ]
+
+
+def pair(text: str, option: str, example: str) -> tuple[str, str]:
+    """Name and value of ``NAME=VALUE``."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise typer.BadParameter(f"expected NAME=VALUE after {option}, such as {option} {example}, got {text!r}")
+    return name.strip(), value.strip()
+
+
+def pairs(texts: Sequence[str] | None, option: str, example: str) -> dict[str, str]:
+    """Values by name of an option that may be given several times."""
+    found = [pair(text, option, example) for text in texts or ()]
+    if len(dict(found)) < len(found):
+        raise typer.BadParameter(f"expected each name once after {option}, got {', '.join(texts or ())}")
+    return dict(found)
+
+
+def number_of(text: str, name: str) -> float:
+    """A number that was given as text."""
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number for {name}, got {text!r}") from None

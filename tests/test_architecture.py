@@ -27,8 +27,11 @@ ORDER = [
     "configuration",
     "runs",
     "comparing",
+    "applications",
+    "applications_counts",
     "demo",
     "cli_options",
+    "cli_applications",
     "cli_estimators",
     "cli",
 ]

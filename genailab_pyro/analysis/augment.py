@@ -75,6 +75,8 @@ def augment(
     real.obs["generated"], drawn.obs["generated"] = False, True
     joined = anndata.concat([real, drawn], join="outer")
     joined.obs[condition] = joined.obs[condition].astype("category")
+    for name in real.obs.select_dtypes(bool).columns.difference(["generated"]):
+        joined.obs[name] = joined.obs[name].astype("boolean")  # unknown of generated cells
     return joined
 
 

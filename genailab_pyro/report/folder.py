@@ -17,6 +17,8 @@ from genailab_pyro.train.fitted import Fit
 FILES = (
     *("config.yaml", "metrics.csv", "scores.csv", "cells.h5ad", "MODEL_CARD.md", "report.html"),
     *("comparison.nc", "comparison.csv", "race.nc", "race.csv"),
+    *("genes.csv", "clusters.csv", "markers.csv", "agreement.csv", "stability.csv", "novelty.csv", "overlap.csv"),
+    *("invariance.csv", "dose_response.csv", "fidelity.csv", "classifier.csv"),
 )
 FOLDERS = ("figures", "model", "state")
 # What a process that was killed while it wrote a file leaves beside it.
@@ -30,8 +32,21 @@ def clear_run(path: str | Path) -> None:
         path: The folder; one that is empty or not there is left as it is.
 
     Raises:
-        FileExistsError: If the folder holds anything that a run does not write, or no ``config.yaml``; nothing is
-            removed then.
+        FileExistsError: If `earlier_run` refuses the folder; nothing is removed then.
+    """
+    path = Path(path)
+    for name in earlier_run(path):
+        if name in FOLDERS:
+            shutil.rmtree(path / name)
+        else:
+            (path / name).unlink()
+
+
+def earlier_run(path: str | Path) -> list[str]:
+    """Names of what an earlier run has left in a folder; none where it is empty or not there.
+
+    Raises:
+        FileExistsError: If the folder holds anything that a run does not write, or no ``config.yaml``.
     """
     path = Path(path)
     found = [item.name for item in path.iterdir()] if path.exists() else []
@@ -42,11 +57,7 @@ def clear_run(path: str | Path) -> None:
             f"expected the folder of an earlier run to overwrite, {path} holds {there}; nothing was removed: name "
             "another folder"
         )
-    for name in found:
-        if name in FOLDERS:
-            shutil.rmtree(path / name)
-        else:
-            (path / name).unlink()
+    return found
 
 
 class RunFolder:

@@ -33,7 +33,7 @@ def fit(sets):
 
 
 @pytest.mark.parametrize("source", ["posterior", "prior"])
-def test_every_level_gets_as_many_cells_as_asked_for(sets, fit, source):
+def test_every_level_gets_as_many_cells_as_asked_for(sets, fit, source, tmp_path):
     train = sets[0]
     joined = augment(fit, train, LABEL, source=source, seed=1)
     numbers = joined.obs[LABEL].value_counts()
@@ -44,7 +44,11 @@ def test_every_level_gets_as_many_cells_as_asked_for(sets, fit, source):
     drawn = joined[joined.obs["generated"].to_numpy(dtype=bool)]
     assert (drawn.X.data == np.rint(drawn.X.data)).all()
     assert not drawn.obs_names.isin(train.obs_names).any()
+    train = train.copy()
+    train.obs["doublet"] = False
     again = augment(fit, train, LABEL, source=source, seed=1)
+    again.write_h5ad(tmp_path / "cells.h5ad")  # what is unknown of generated cells can be written
+    assert again.obs["doublet"].isna().sum() == drawn.n_obs
     assert (again.X != joined.X).nnz == 0
 
 
