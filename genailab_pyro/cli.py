@@ -143,7 +143,8 @@ def fit(
         str | None,
         typer.Option(
             help="CVAE, CVAE_NB, CVAE_ZINB; without conditions VAE_Gaussian, VAE_NB, VAE_ZINB; with structured latents "
-            "HierarchicalVAE, LabelVAE, BernoulliVAE."
+            "HierarchicalVAE, LabelVAE, SemiSupervisedVAE, BernoulliVAE; of perturbations PerturbationVAE (with "
+            "--set penalties.alignment=100)."
         ),
     ] = None,
     estimator: Annotated[str | None, typer.Option(help="A name that 'genailab-pyro estimators' lists.")] = None,

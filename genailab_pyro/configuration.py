@@ -20,9 +20,11 @@ from genailab_pyro import estimators
 from genailab_pyro.data.cells import Cells
 from genailab_pyro.data.preprocess import preprocess
 from genailab_pyro.data.validation import named, suggestion
+from genailab_pyro.model.perturbation_vae import PerturbationVAE
 from genailab_pyro.model.structured import BernoulliVAE, HierarchicalVAE, LabelVAE, SemiSupervisedVAE
 from genailab_pyro.model.vae import CVAE, CVAE_NB, CVAE_ZINB, VAE, VAE_NB, VAE_ZINB, VAE_Gaussian
 from genailab_pyro.nn import choose
+from genailab_pyro.penalty_settings import PenaltySettings
 from genailab_pyro.train.fit import fit
 from genailab_pyro.train.settings import Training
 
@@ -30,7 +32,7 @@ MODELS: dict[str, Any] = {
     model.__name__: model
     for model in (
         *(CVAE, CVAE_NB, CVAE_ZINB, VAE_Gaussian, VAE_NB, VAE_ZINB),
-        *(HierarchicalVAE, LabelVAE, SemiSupervisedVAE, BernoulliVAE),
+        *(HierarchicalVAE, LabelVAE, SemiSupervisedVAE, BernoulliVAE, PerturbationVAE),
     )
 }
 # What one model alone takes.
@@ -39,6 +41,9 @@ STRUCTURE: dict[str, Any] = {
     "num_labels": LabelVAE,
     "error": SemiSupervisedVAE,
     "weight": SemiSupervisedVAE,
+    "perturbation": PerturbationVAE,
+    "control": PerturbationVAE,
+    "dose": PerturbationVAE,
 }
 
 
@@ -87,8 +92,9 @@ class DataSettings:
 class ModelSettings:
     """The model; see ``CVAE_NB.from_registration``, which describes the fields beside the name, and chooses for None.
 
-    The last four are of one model each: ``upper_dim`` of ``HierarchicalVAE``, ``num_labels`` of ``LabelVAE``, ``error``
-    and ``weight`` of ``SemiSupervisedVAE``, which describe them, and choose for None.
+    The last seven are of one model each: ``upper_dim`` of ``HierarchicalVAE``, ``num_labels`` of ``LabelVAE``,
+    ``error`` and ``weight`` of ``SemiSupervisedVAE``, ``perturbation``, ``control`` and ``dose`` of ``PerturbationVAE``,
+    which describe them, and choose for None.
 
     Raises:
         ValueError: If there is no model of that name, or an option is another model's.
@@ -106,6 +112,9 @@ class ModelSettings:
     num_labels: int | None = None
     error: float | None = None
     weight: float | None = None
+    perturbation: str | None = None
+    control: str | None = None
+    dose: str | None = None
 
     def __post_init__(self) -> None:
         model = choose(MODELS, self.name, "name")
@@ -121,7 +130,8 @@ class ModelSettings:
         options = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
         chosen = {name: value for name, value in options.items() if value is not None}
         model = MODELS[self.name]
-        defaults = {name: _default(model.latents, name) for name, owner in STRUCTURE.items() if owner is model}
+        declared = getattr(model, "latents", model.from_registration)
+        defaults = {name: _default(declared, name) for name, owner in STRUCTURE.items() if owner is model}
         vae: VAE = model.from_registration(cells, seed=seed, **defaults | chosen)
         return vae
 
@@ -231,6 +241,7 @@ class Configuration:
         model: The model.
         estimator: The gradient estimator.
         training: How it is trained.
+        penalties: What is added to the loss.
         held_out: Which cells are scored.
         seed: Seed of the split, the initial weights, the training and the scores.
         device: Where to train; None for the processor.
@@ -250,6 +261,7 @@ class Configuration:
     model: ModelSettings = field(default_factory=ModelSettings)
     estimator: EstimatorSettings = field(default_factory=EstimatorSettings)
     training: Training = field(default_factory=Training)
+    penalties: PenaltySettings = field(default_factory=PenaltySettings)
     held_out: HeldOut = field(default_factory=HeldOut)
     seed: int = _default(fit, "seed")
     device: str | None = _default(fit, "device")

@@ -226,6 +226,7 @@ def run(
         prepared.training,
         configuration.estimator.build(),
         training=configuration.training,
+        penalties=configuration.penalties.build(prepared.training, configuration.model.latent_dim),
         seed=configuration.seed,
         device=device,
         run_folder=out.path / "state",
@@ -264,7 +265,8 @@ def continue_run(folder: str | Path, *, overwrite: bool = False, progress: bool 
     configuration = Configuration.from_file(folder / "config.yaml")
     device = _device(configuration.device) or "cpu"
     prepared = prepare(configuration)
-    fitted = resume(folder / "state", prepared.training, device=device, progress=progress)
+    penalties = configuration.penalties.build(prepared.training, configuration.model.latent_dim)
+    fitted = resume(folder / "state", prepared.training, penalties=penalties, device=device, progress=progress)
     return _write(RunFolder(folder, going_on=True), configuration, prepared, fitted, progress=progress)
 
 

@@ -24,6 +24,7 @@ ORDER = [
     "analysis",
     "evaluation",
     "report",
+    "penalty_settings",
     "configuration",
     "runs",
     "comparing",

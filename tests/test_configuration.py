@@ -72,9 +72,12 @@ def test_every_option_of_the_library_can_be_set():
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_is_built_with_its_settings(cells, name):
     content = {"data": {"labels": "type"}, "model": {"name": name, "latent_dim": 3, "hidden_dims": [8]}}
+    if name == "PerturbationVAE":
+        content["model"] |= {"perturbation": "batch", "control": "a"}
     vae = Configuration.from_mapping(content).model.build(cells, seed=0)
     assert type(vae).__name__ == name
-    assert (vae.latent_dim, vae.decoder.output_dim) == (3, 8)
+    assert vae.latent_dim == 3
+    assert vae.decoder.output_dim == (24 if name == "PerturbationVAE" else 8)  # the effect beside the hidden layer
 
 
 @pytest.mark.parametrize(

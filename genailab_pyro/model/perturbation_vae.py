@@ -14,7 +14,7 @@ from genailab_pyro.model.likelihoods import NegativeBinomialLikelihood
 from genailab_pyro.model.perturbations import PerturbationEncoding
 from genailab_pyro.model.priors import StandardNormal
 from genailab_pyro.model.vae import VAE
-from genailab_pyro.nn import MLP, Declared, beside
+from genailab_pyro.nn import MLP, Declared, beside, choose
 
 
 class EffectDecoder(Declared):
@@ -133,10 +133,13 @@ class PerturbationVAE(VAE):
     def from_registration(
         cls,
         cells: Cells,
-        condition: PerturbationEncoding | str,
+        perturbation: PerturbationEncoding | str | None = None,
         *,
+        control: str = "control",
+        dose: str | None = None,
         latent_dim: int = 10,
         hidden_dims: Sequence[int] = (128,),
+        library: str = "observed",
         seed: int = 0,
         **options: Any,
     ) -> Self:
@@ -144,15 +147,19 @@ class PerturbationVAE(VAE):
 
         Args:
             cells: The cells to be fitted. A sample of at most 1,024 sets the output's starting point.
-            condition: Name of the condition that is the perturbation, or the encoding of the conditions of these cells.
+            perturbation: Name of the condition that is the perturbation (None for the first), or an encoding of the
+                conditions of these cells.
+            control: The level that does nothing.
+            dose: Name of the continuous covariate that is the dose; None where doses do not differ.
             latent_dim: Number of latents.
             hidden_dims: Widths of the encoder's hidden layers; the decoder has them in reverse.
+            library: ``"observed"``; there is no other.
             seed: Seed of the initial weights; the caller's random state is left as it was.
             options: ``dropout`` (0.3 below 5,000 cells, 0.1 above, unless given) and ``norm``.
 
         Raises:
             TypeError: If something other than `Cells` is given.
-            ValueError: If the perturbation is not registered.
+            ValueError: If the perturbation is not registered, or a latent library is asked for.
 
         Example:
             >>> import genailab_pyro as glp
@@ -163,8 +170,16 @@ class PerturbationVAE(VAE):
         """
         if not isinstance(cells, Cells):
             raise TypeError(f"expected cells from glp.register(adata), got {type(cells).__name__}")
-        if isinstance(condition, str):
-            condition = PerturbationEncoding.from_registration(cells, condition, effect_dim=16, seed=seed)
+        choose({"observed": None}, library, "library")
+        if isinstance(perturbation, PerturbationEncoding):
+            condition = perturbation
+        else:
+            names = [item.name for item in cells.registration.conditions]
+            if perturbation is None and not names:
+                raise ValueError("expected cells with a perturbation, got none; register(adata, conditions=[...])")
+            condition = PerturbationEncoding.from_registration(
+                cells, perturbation or names[0], control=control, dose=dose, effect_dim=16, seed=seed
+            )
         options.setdefault("dropout", 0.3 if len(cells) < 5000 else 0.1)
         size_factor = cells.registration.size_factor is not None
         with torch.random.fork_rng():
