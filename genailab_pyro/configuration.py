@@ -93,8 +93,8 @@ class ModelSettings:
     """The model; see ``CVAE_NB.from_registration``, which describes the fields beside the name, and chooses for None.
 
     The last seven are of one model each: ``upper_dim`` of ``HierarchicalVAE``, ``num_labels`` of ``LabelVAE``,
-    ``error`` and ``weight`` of ``SemiSupervisedVAE``, ``perturbation``, ``control`` and ``dose`` of ``PerturbationVAE``,
-    which describe them, and choose for None.
+    ``error`` and ``weight`` of ``SemiSupervisedVAE``, ``perturbation``, ``control`` and ``dose`` of
+    ``PerturbationVAE``, which describe them, and choose for None.
 
     Raises:
         ValueError: If there is no model of that name, or an option is another model's.

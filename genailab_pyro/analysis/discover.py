@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import adjusted_rand_score
 from sklearn.metrics.cluster import contingency_matrix
+from sklearn.model_selection import KFold
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import SplineTransformer
@@ -272,14 +273,15 @@ def novelty(
         )
     cells = fit.bind(adata)
     usual, found = (fit.log_likelihood(each, num_particles=num_particles, seed=seed) for each in (known, cells))
-    surprise = _AtDepth.of(known.library, -usual)
     latent = fit.latent(known)
     neighbours = NearestNeighbors(n_neighbors=1).fit(latent if around is None else fit.latent(around))
     # Without a query, scikit-learn leaves each cell out of its own neighbours.
-    apart = _AtDepth.of(known.library, _log(neighbours.kneighbors(None if around is None else latent)[0]))
-    terms = surprise(cells.library, -found), apart(cells.library, _log(neighbours.kneighbors(fit.latent(cells))[0]))
+    near = _log(neighbours.kneighbors(None if around is None else latent)[0])
+    far = _log(neighbours.kneighbors(fit.latent(cells))[0])
+    pairs = (-usual, -found), (near, far)
+    terms = [_AtDepth.of(known.library, ours)(cells.library, theirs) for ours, theirs in pairs]
     score = np.maximum(*terms)
-    usual_score = np.sort(np.maximum(surprise.reference, apart.reference))
+    usual_score = np.sort(np.maximum(*(_AtDepth.of_others(known.library, ours) for ours, _ in pairs)))
     at_least = len(known) - np.searchsorted(usual_score, score, side="left")
     return pd.DataFrame(
         {
@@ -301,13 +303,11 @@ class _AtDepth:
         loc: Mean by log library.
         scale: Mean absolute deviation by log library.
         least: What the latter is not allowed to fall below.
-        reference: The reference cells' own values.
     """
 
     loc: Pipeline
     scale: Pipeline
     least: float
-    reference: Float[np.ndarray, " cells"]
 
     @classmethod
     def of(cls, library: Float[np.ndarray, " cells"], values: Float[np.ndarray, " cells"]) -> "_AtDepth":
@@ -320,8 +320,15 @@ class _AtDepth:
         depth = _log(library)[:, None]
         deviations = np.abs(values - loc.fit(depth, values).predict(depth))
         scale.fit(depth, deviations)
-        unset = cls(loc, scale, max(deviations.mean() / 5, 1e-12), values)
-        return replace(unset, reference=unset(library, values))
+        return cls(loc, scale, max(deviations.mean() / 5, 1e-12))
+
+    @classmethod
+    def of_others(cls, library: Float[np.ndarray, " cells"], values: Float[np.ndarray, " cells"]) -> np.ndarray:
+        """Each reference cell by the splines of other ones: by its own, it would look less unusual than a new cell."""
+        scores = np.empty(len(values))
+        for others, fold in KFold(5, shuffle=True, random_state=0).split(values):
+            scores[fold] = cls.of(library[others], values[others])(library[fold], values[fold])
+        return scores
 
     def __call__(self, library: Float[np.ndarray, " cells"], values: Float[np.ndarray, " cells"]) -> np.ndarray:
         depth = _log(library)[:, None]
