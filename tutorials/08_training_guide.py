@@ -1,0 +1,311 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 08 Training guide
+#
+# Runs fall sick in a few ways, and each way leaves a sign. Here each sickness is caused on purpose,
+# on cells whose truth is known, found by `fit.diagnose()`, and cured. You will be able to
+#
+# - tell a healthy run from six sick ones by its curves;
+# - read what `diagnose()` says, and know what it cannot say;
+# - choose the cure, and check that it worked.
+
+# %% [markdown]
+# ## What is measured
+#
+# The model is $p_\theta(x, z) = p(z)\, p_\theta(x \mid z)$ with negative binomial counts, the guide
+# $q_\phi(z \mid x)$. Four quantities tell nearly everything.
+#
+# **Is a latent used?** Latent i is *active* when
+#
+# $$\frac1N \sum_n \mathrm{KL}\big(q(z_i \mid x_n) \,\|\, p(z_i)\big) > 0.01
+#   \quad\text{and}\quad \mathrm{Var}_n\big(E_q[z_i \mid x_n]\big) > 0.01.$$
+#
+# Both are needed. A posterior that differs from the prior, but is the same for all cells, has a KL
+# and tells nothing: no active latent, and yet no collapse. *Collapse* is when the KL of all is
+# gone.
+#
+# **How far is the bound from the evidence?** With $w_k = p(x, z_k) / q(z_k \mid x)$,
+#
+# $$\underbrace{E \log \frac1K \sum_k w_k}_{\text{importance-weighted}} - \underbrace{E \log w}_{L}
+#   \;\le\; \log p(x) - L = \mathrm{KL}\big(q(z \mid x) \,\|\, p(z \mid x)\big).$$
+#
+# The `gap` is a lower bound of what the guide costs.
+#
+# **Can the weights be trusted?** `pareto_k` above 0.7 says that a few draws carry the sum.
+#
+# **Does it generalise?** `overfit` is the ELBO of validation cells less that of training cells, in
+# the last epoch, in nats per cell. Validation cells choose the epoch and are never trained on.
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+
+import genailab_pyro as glp
+
+SEED = 0
+
+
+def simulated(num_cells=400, num_genes=60, counts=500.0, spread=1.0):
+    """Counts of cells that differ along two latents."""
+    return glp.data.simulate(
+        num_cells,
+        num_genes,
+        num_types=1,
+        types=glp.data.CellTypes(latent_dim=2, separation=0.0, spread=spread),
+        library=glp.data.LibrarySizes(median=counts, scale=0.1),
+        noise=glp.data.CountNoise(inverse_dispersion=10.0),
+        seed=SEED,
+    ).adata
+
+
+def trained(cells, *, latent_dim=2, hidden=32, **settings):
+    """A small model that is trained with settings that are good, but for those that are given."""
+    vae = glp.CVAE_NB.from_registration(cells, latent_dim=latent_dim, hidden_dims=[hidden], dropout=0.0, seed=SEED)
+    settings = {"max_epochs": 30, "minibatch_size": 64, "learning_rate": 1e-2} | settings
+    return glp.fit(vae, cells, seed=SEED, progress=False, **settings)
+
+
+def says(diagnosis, words):
+    """Whether the verdict holds some words."""
+    return any(words in line for line in diagnosis.verdict)
+
+
+# %% [markdown]
+# ## Health
+#
+# Two latents in the truth, two in the model, both active. The verdict has nothing to complain of.
+
+# %%
+adata = simulated()
+cells = glp.register(adata)
+fits = {"healthy": trained(cells)}
+healthy = fits["healthy"].diagnose()
+assert healthy.active_units == 2, "the healthy run is not healthy"
+assert not healthy.collapsed
+assert healthy.latents.kl.min() > 1
+assert healthy.overfit > -30
+assert not any(says(healthy, words) for words in ("collapsed", "hardly", "not used", "overfits"))
+print(healthy)
+
+# %% [markdown]
+# ## Collapse
+#
+# **Cause**: the KL weighs too much from the first step (here thirty times as much as it should; a
+# mean of the reconstruction over genes in place of a sum does the same in disguise). **Sign**: no
+# active latent, no KL. **Cure**: weight 1, after a warm-up. That is the healthy run.
+
+# %%
+heavy = glp.Warmup(beta=30.0, shape="constant")
+fits["collapse"] = trained(cells, warmup=heavy, max_epochs=20)
+collapsed = fits["collapse"].diagnose()
+assert collapsed.collapsed, "a collapse is not seen"
+assert collapsed.active_units == 0
+assert says(collapsed, "The posterior has collapsed onto the prior")
+cured = fits["healthy"].terms(num_particles=20).elbo
+assert cured > fits["collapse"].terms(num_particles=20).elbo + 5, "the cure of collapse fails"
+
+# %% [markdown]
+# ## Undertrained
+#
+# **Cause**: too few steps, or too small. **Sign**: the posterior has not come back to the prior
+# (some KL), but hardly differs from cell to cell; the ELBO still rises in the last epoch. **Cure**:
+# more epochs, a higher learning rate.
+
+# %%
+deep = glp.register(simulated(counts=2000.0, spread=0.45))
+fits["undertrained"] = trained(deep, latent_dim=4, max_epochs=4, learning_rate=1e-4)
+young = fits["undertrained"].diagnose()
+assert young.active_units == 0
+assert not young.collapsed, "a run that has not begun is called collapsed"
+assert says(young, "hardly from cell to cell"), "an undertrained run is not seen"
+rise = fits["undertrained"].history["validation_elbo"].to_numpy()
+assert rise[-1] > rise[0]
+
+cured = trained(deep, latent_dim=4, warmup=glp.Warmup(length=0.5))
+assert cured.diagnose().active_units >= 2, "the cure of undertraining fails"
+assert cured.history["validation_elbo"].max() > rise[-1] + 10
+
+# %% [markdown]
+# ## Steps that are too large
+#
+# **Cause**: a learning rate of 1, a hundred times as much. **Sign**: the same words as before,
+# *hardly from cell to cell*. The advice that goes with them, a higher learning rate, would be
+# wrong. The curve tells the two apart: its best epoch is far below that of the healthy run, and it
+# has had enough steps. **Cure**: a smaller rate. That is the healthy run. (Where the loss is not
+# finite, `glp.fit` stops with a `TrainingError`, and its `.fit` holds the last good weights.)
+
+# %%
+fits["steps too large"] = trained(
+    cells,
+    learning_rate=1.0,
+    learning_rate_schedule="constant",
+    gradient_clip=None,
+    max_epochs=10,
+)
+wild = fits["steps too large"].diagnose()
+assert wild.active_units == 0
+assert says(wild, "hardly from cell to cell"), "steps that are too large are not seen"
+best = {name: fits[name].history["validation_elbo"].max() for name in ("steps too large", "healthy")}
+assert best["healthy"] > best["steps too large"] + 10, "a smaller step is no cure"
+
+# %% [markdown]
+# ## Overfitting
+#
+# **Cause**: 60 cells, 300 genes, no weight decay, no dropout, many epochs. **Sign**: validation
+# cells score more than 30 nats below training cells. **Cure**: more cells. With six times as many
+# and the same number of steps the gap falls to less than half. (Dropout, weight decay and fewer
+# epochs close the gap, too; look at the validation ELBO itself to see whether they help.)
+
+# %%
+many = simulated(360, 300, counts=3000.0)
+bad = {
+    "latent_dim": 10,
+    "hidden": 64,
+    "learning_rate": 0.02,
+    "learning_rate_schedule": "constant",
+    "weight_decay": 0.0,
+    "validation_fraction": 0.25,
+    "minibatch_size": 45,
+}
+fits["overfitting"] = trained(glp.register(many[:60].copy()), max_epochs=120, **bad)
+overfit = fits["overfitting"].diagnose()
+assert overfit.overfit < -30
+assert says(overfit, "it overfits"), "overfitting is not seen"
+
+cured = trained(glp.register(many), max_epochs=20, **bad).diagnose()
+assert cured.overfit > overfit.overfit / 2, "more cells do not cure overfitting"
+assert not says(cured, "it overfits")
+
+# %% [markdown]
+# ## Too many latents
+#
+# **Cause**: twelve latents where the truth has two. **Sign**: most are not used. It is the mildest
+# of all: the model has shut what it does not need. **Cure**: fewer latents, and nothing is lost:
+# the healthy run has two, and its ELBO is not more than 5 nats lower.
+
+# %%
+fits["too many latents"] = trained(cells, latent_dim=12, learning_rate_schedule="constant", max_epochs=40)
+wide = fits["too many latents"].diagnose()
+assert 2 <= wide.active_units <= 6
+assert says(wide, "More than half of the latents are not used"), "idle latents are not seen"
+loss = fits["too many latents"].terms(num_particles=20).elbo
+assert fits["healthy"].terms(num_particles=20).elbo > loss - 5
+
+# %% [markdown]
+# ## Counts that are no counts
+#
+# **Cause**: values that were scaled. If they are no integers, `glp.register` refuses them and says
+# what they look like. If somebody has rounded them, nothing is refused: they are valid counts of
+# cells that hold less than two molecules on average. **Sign**: latents that hold next to nothing,
+# less than a tenth of what they hold on the raw counts. **Cure**: the raw counts. That is the
+# healthy run.
+
+# %%
+logged = adata.copy()
+logged.X = logged.X.log1p()
+try:
+    glp.register(logged)
+except ValueError as error:
+    message = str(error)
+else:
+    message = "nothing was refused"
+assert "this looks log1p-normalised" in message, message
+
+scaled = adata.copy()
+scaled.X = np.rint(scaled.X.toarray() * 0.005)
+scaled = scaled[scaled.X.sum(1) > 0].copy()
+scaled = scaled[:, scaled.X.sum(0) > 0].copy()
+assert scaled.X.sum(1).mean() < 2
+fits["scaled counts"] = trained(glp.register(scaled), max_epochs=20, learning_rate=4e-3)
+starved = fits["scaled counts"].diagnose()
+assert starved.active_units < 2, "scaled counts leave the latents as they were"
+assert starved.latents.kl.sum() < 0.1 * healthy.latents.kl.sum(), "scaled counts are not seen"
+
+# %% [markdown]
+# ## The gallery
+#
+# Each panel shows the curve that gives the sickness away.
+
+# %%
+picture, panels = plt.subplots(2, 4, figsize=(12, 5.6), layout="constrained")
+BLUE, RED, GREY = "#0072B2", "#D55E00", "#9a9a9a"
+signs = {
+    "healthy": "both rise, side by side",
+    "undertrained": "stops while it still rises",
+    "steps too large": "below where the healthy run begins",
+    "overfitting": "one rises, the other does not",
+}
+for panel, (name, sign) in zip(panels.flat, signs.items(), strict=False):
+    history = fits[name].history
+    panel.plot(history["epoch"], history["train_elbo"], color=BLUE, label="training cells")
+    panel.plot(history["epoch"], history["validation_elbo"], "--", color=RED, label="validation")
+    panel.set_title(f"{name}\n{sign}", loc="left", fontsize=9)
+    panel.set_ylabel("ELBO (nats per cell)")
+panels[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
+panels[0, 2].axhline(fits["healthy"].history["validation_elbo"].iloc[-1], color=GREY, linestyle=":")
+panels[0, 2].set_ylim(best["healthy"] - 300, best["healthy"] + 20)
+panels[0, 2].set_title("steps too large\nfar below the healthy run (dotted)", loc="left", fontsize=9)
+for panel, name, sign in (
+    (panels[1, 0], "healthy", "the latents fill"),
+    (panels[1, 1], "collapse", "the KL goes to zero"),
+    (panels[1, 2], "scaled counts", "hardly any KL"),
+):
+    panel.plot(fits[name].history["epoch"], fits[name].history["train_kl"], color=BLUE)
+    panel.set_ylim(0, 1.1 * fits["healthy"].history["train_kl"].max())
+    panel.set_title(f"{name}\n{sign}", loc="left", fontsize=9)
+    panel.set_ylabel("KL (nats per cell)")
+kl = np.sort(wide.latents.kl)[::-1]
+assert kl[:2].sum() > 0.7 * kl.sum()
+panels[1, 3].bar(np.arange(1, 13), kl, color=[BLUE] * 2 + [GREY] * 10)
+panels[1, 3].set_title("too many latents\ntwo of twelve hold most of the KL", loc="left", fontsize=9)
+panels[1, 3].set_ylabel("KL of a latent (nats per cell)")
+for panel in panels.flat:
+    panel.set_xlabel("Epoch")
+    panel.spines[["top", "right"]].set_visible(False)
+panels[1, 3].set_xlabel("Latent, by its KL")
+picture.suptitle("One healthy run, and six that are not", x=0.01, ha="left", fontweight="bold")
+picture
+
+# %% [markdown]
+# ## A routine
+#
+# 1. Look at the curves, `fit.plot()`. Do they still rise? Do they part?
+# 2. `print(fit.diagnose())`. How many latents are active?
+# 3. Compare the ELBO of cells that `fit` never received with that of a run with one thing changed.
+#
+# A verdict of health is no proof of a good model. It does not know the best ELBO that can be had,
+# and it cannot see a batch or a label that was not registered.
+
+# %% [markdown]
+# ## Change one thing
+#
+# Set `beta=30.0` in the section on collapse to 3.0. Predict whether the latents still collapse, and
+# by how much the ELBO falls.
+
+# %% [markdown]
+# ## Exercises
+#
+# 1. A posterior is $N(0.8, 1)$ for every cell. What is its KL from the prior, and is the latent
+#    active? Is the run collapsed?
+# 2. The decoder of a collapsed run ignores the latent. How far does `fit.expression()` differ from
+#    cell to cell? Compare it with the healthy run, as the standard deviation over cells of its
+#    logarithm.
+# 3. Train for 10 epochs at the learning rates 0.0001, 0.01 and 1, all else as on the page. Rank
+#    them by the best validation ELBO. Which words does the verdict have for the first and the last,
+#    and how do you tell which of the two is too small?
+
+# %% [markdown]
+# ## Next
+#
+# [09 NB and ZINB](09_nb_and_zinb.md): why counts want these two distributions.
