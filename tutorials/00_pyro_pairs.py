@@ -488,9 +488,9 @@ assert x["scale"] == 700 / 32
 #         pyro.sample("a", dist.Normal(pyro.param("loc", torch.tensor(0.0)), free))
 #     ```
 #
-# Solutions: [solutions/00_pyro_pairs](solutions/00_pyro_pairs.md).
+# Solutions: [solutions/00_pyro_pairs](solutions/00_pyro_pairs.py).
 #
 # ## Next
 #
-# [01 Overview](01_overview.md): a latent for each cell, a network that finds it, and what both have
+# [01 Overview](01_overview.py): a latent for each cell, a network that finds it, and what both have
 # to do with PCA.

@@ -340,7 +340,7 @@ assert exact - other.elbo(num_particles=50, seed=SEED).mean() < 0.01 * abs(exact
 # 3. **The plane is found, the axes are not.** Show that $W R$ with a rotation $R$ has the same
 #    exact log-likelihood as $W$, and that `angle` stays 0, while the columns change.
 #
-# Solutions: [solutions/01_overview](solutions/01_overview.md).
+# Solutions: [solutions/01_overview](solutions/01_overview.py).
 #
 # ## References
 #
@@ -353,4 +353,4 @@ assert exact - other.elbo(num_particles=50, seed=SEED).mean() < 0.01 * abs(exact
 #
 # ## Next
 #
-# [02 The evidence lower bound](02_elbo.md): where the bound comes from, and what it leaves out.
+# [02 The evidence lower bound](02_elbo.py): where the bound comes from, and what it leaves out.

@@ -376,7 +376,7 @@ assert elbo(q) < log_evidence - 1
 #    $\mathcal N(0, 1)$. Which of the two is the more probable at $x = 2$? Which has the higher ELBO
 #    with the guide $\mathcal N(1, 0.49)$ for both?
 #
-# Solutions: [solutions/02_elbo](solutions/02_elbo.md).
+# Solutions: [solutions/02_elbo](solutions/02_elbo.py).
 #
 # ## References
 #
@@ -388,5 +388,5 @@ assert elbo(q) < log_evidence - 1
 #
 # ## Next
 #
-# [03 Inference and generation](03_inference_and_generation.md): the encoder and the decoder at
+# [03 Inference and generation](03_inference_and_generation.py): the encoder and the decoder at
 # work.

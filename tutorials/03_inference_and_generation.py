@@ -336,5 +336,5 @@ print(f"{my_steps} steps close {closed['amortisation_gap'].mean():.2f} of {amort
 #
 # ## Next
 #
-# [04 Reparameterization](04_reparameterization.md): how the encoder is trained at all, through its
+# [04 Reparameterization](04_reparameterization.py): how the encoder is trained at all, through its
 # own draws.

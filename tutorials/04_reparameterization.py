@@ -323,4 +323,4 @@ assert abs(found - predicted) < 5 * error, "the ratio that was predicted"
 #
 # ## Next
 #
-# [05 Pathwise against score function](05_pathwise_and_score.md): does the path always win?
+# [05 Pathwise against score function](05_pathwise_and_score.py): does the path always win?

@@ -523,5 +523,5 @@ print(f"path {path:.3g}, score {score:.3g}, ratio {path / score:.2f}, (k s)^2 {m
 #
 # ## Next
 #
-# [06 Estimator details](06_estimator_details.md): credit, baselines that learn, and several
+# [06 Estimator details](06_estimator_details.py): credit, baselines that learn, and several
 # particles, on a VAE of counts.

@@ -472,4 +472,4 @@ picture
 # %% [markdown]
 # ## Next
 #
-# [07 Optimization](07_optimization.md): the gradient is good, now take the steps.
+# [07 Optimization](07_optimization.py): the gradient is good, now take the steps.

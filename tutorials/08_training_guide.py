@@ -308,4 +308,4 @@ picture
 # %% [markdown]
 # ## Next
 #
-# [09 NB and ZINB](09_nb_and_zinb.md): why counts want these two distributions.
+# [09 NB and ZINB](09_nb_and_zinb.py): why counts want these two distributions.

@@ -38,7 +38,7 @@
 # $p(0) = e^{-\mu}$. Nothing can be set.
 #
 # **Negative binomial (NB).** The rate itself is gamma distributed about $\mu$ with shape
-# $\theta_g$, the inverse dispersion ([10](10_nb_likelihood.md) does the integral):
+# $\theta_g$, the inverse dispersion ([10](10_nb_likelihood.py) does the integral):
 #
 # $$
 # \mathrm{Var}[x] = \mu + \frac{\mu^2}{\theta}, \qquad
@@ -407,5 +407,5 @@ assert 6 < factor < 8, "a small gate is mimicked well"
 # %% [markdown]
 # ## Next
 #
-# [10 The negative binomial likelihood](10_nb_likelihood.md): its derivation, its gradient, and
+# [10 The negative binomial likelihood](10_nb_likelihood.py): its derivation, its gradient, and
 # its traps.

@@ -420,4 +420,4 @@ assert abs(float(thinner.log_prob(tensor(0.0)).exp()) - 0.277) < 1e-3
 # %% [markdown]
 # ## Next
 #
-# [11 Prediction](11_prediction.md): what a fitted model says about cells that it has not seen.
+# [11 Prediction](11_prediction.py): what a fitted model says about cells that it has not seen.

@@ -375,4 +375,4 @@ picture
 # %% [markdown]
 # ## Next
 #
-# [12 Roadmap](12_roadmap.md): what each model and estimator is for, and where to go from here.
+# [12 Roadmap](12_roadmap.py): what each model and estimator is for, and where to go from here.

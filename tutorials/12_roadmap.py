@@ -13,8 +13,9 @@
 # %% [markdown]
 # # 12 Where to go next, and what no model can tell
 #
-# A VAE for counts can be extended in many directions. Three of them come with a trap. You will be
-# able to
+# A VAE for counts can be extended in many directions. Three of them come with a trap.
+#
+# You will be able to
 #
 # - let groups with few cells borrow from the others, by a hierarchical prior, and say by how
 #   much;
@@ -27,10 +28,10 @@
 #
 # | step | when | where |
 # |---|---|---|
-# | NB counts, library as an offset | always first | `glp.CVAE_NB`, [09](09_nb_and_zinb.md) |
-# | extra zeros | when NB misses zeros at high means | `glp.CVAE_ZINB`, [09](09_nb_and_zinb.md) |
+# | NB counts, library as an offset | always first | `glp.CVAE_NB`, [09](09_nb_and_zinb.py) |
+# | extra zeros | when NB misses zeros at high means | `glp.CVAE_ZINB`, [09](09_nb_and_zinb.py) |
 # | batches and conditions | when they are known | `conditions=[...]` |
-# | a tighter bound, a richer prior | when diagnostics ask | [06](06_estimator_details.md) |
+# | a tighter bound, a richer prior | when diagnostics ask | [06](06_estimator_details.py) |
 # | groups that share a prior | when some groups are small | this page |
 # | meaning of single latents | never without more than counts | this page |
 # | effects of a treatment | when assumptions can be named | this page |
@@ -70,7 +71,7 @@ SEED = 0
 #   learned from all groups.
 #
 # What does the third do? Near its maximum $\hat\eta$ the log-likelihood of a group is a parabola.
-# Its curvature is the information in the counts, which [10](10_nb_likelihood.md) derived for one
+# Its curvature is the information in the counts, which [10](10_nb_likelihood.py) derived for one
 # count: $I_{jg} = \sum_{n \in j} \mu_{ng}\theta/(\mu_{ng} + \theta)$. A parabola plus the
 # parabola of the prior is a parabola, with its top at
 #
@@ -453,4 +454,4 @@ assert error(wide, rare) > error(apart, rare)
 # %% [markdown]
 # ## Next
 #
-# [13 Extend](13_extend.md): a likelihood, a prior and a guide of your own.
+# [13 Extend](13_extend.py): a likelihood, a prior and a guide of your own.

@@ -269,7 +269,8 @@ class Stratified(glp.estimators.Pathwise):
     needs = "independent normal draws"
 
     def applies(self, base):
-        return isinstance(getattr(base, "base_dist", base), torch.distributions.Normal)
+        inner = base.base_dist if isinstance(base, torch.distributions.Independent) else base
+        return isinstance(inner, torch.distributions.Normal)
 
     def rsample(self, base, shape):
         ranks = torch.rand_like(base.mean).argsort(0)
@@ -281,6 +282,9 @@ class Stratified(glp.estimators.Pathwise):
 glp.estimators.register_rule(Stratified())
 stratified = glp.Estimator(rule="stratified", num_particles=8)
 glp.estimators.register("stratified", stratified, reference="this page")
+rule = Stratified()
+assert rule.applies(dist.Normal(torch.zeros(3), 1.0).to_event(1)), "it is for normals"
+assert not rule.applies(dist.LogNormal(0.0, 1.0)), "and for nothing else"
 shown = ["rule", "bound", "num_particles", "objective"]
 glp.estimators.table().loc[["pathwise", "stratified"], shown]
 
@@ -512,4 +516,4 @@ assert all(within(2 * number) < share / 2 for number, share in left.items()), "m
 # %% [markdown]
 # ## Next
 #
-# Back to the start with your own parts: [00 Pyro pairs](00_pyro_pairs.md).
+# Back to the start with your own parts: [00 Pyro pairs](00_pyro_pairs.py).

@@ -24,7 +24,7 @@ PLANTED = [
 SECONDS = 300
 SCRIPT = "tutorial.py"
 FRAME = re.compile(r'  File "(?:.*/)?([^/"]+)", line (\d+)')
-LINK = re.compile(r"\]\((\d\d_\w+)\.md\)")
+LINK = re.compile(r"\]\((\d\d_\w+)\.py\)")
 
 
 def text_of(page):

@@ -91,14 +91,22 @@ def _tutorials(source: Path, only: Sequence[str] | None) -> list[str]:
     for path in sorted(TUTORIALS.glob("[0-9][0-9]_*.py")):
         if only is not None and path.stem[:2] not in only:
             continue
-        notebook = jupytext.read(path)
-        for cell in notebook.cells:
-            cell.source = re.sub(r"\]\((\d\d_\w+)\)", r"](\1.ipynb)", cell.source)
+        notebook = _notebook(path)
         save = nbformat.v4.new_code_cell(SAVE.format(name=path.stem), metadata={"tags": ["remove-cell"]})
         notebook.cells.append(save)
         nbformat.write(notebook, folder / f"{path.stem}.ipynb")
         names.append(f"tutorials/{path.stem}")
+        solved = TUTORIALS / "solutions" / path.name
+        nbformat.write(_notebook(solved), folder / "solutions" / f"{path.stem}.ipynb")
     return names
+
+
+def _notebook(path: Path) -> nbformat.NotebookNode:
+    """A tutorial as a notebook whose links are those of the site."""
+    notebook = jupytext.read(path)
+    for cell in notebook.cells:
+        cell.source = re.sub(r"\]\(((?:\.\./)?(?:solutions/)?\d\d_\w+)\.py\)", r"](\1.ipynb)", cell.source)
+    return notebook
 
 
 def _pages(source: Path, name: str) -> list[str]:

@@ -15,6 +15,7 @@ mathjax_path = "mathjax/tex-svg.js"
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
+nb_execution_excludepatterns = ["tutorials/solutions/*"]  # they are run by the tests
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
