@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from genailab_pyro.__about__ import __version__
 from genailab_pyro.cli_applications import APPLICATIONS
 from genailab_pyro.cli_estimators import COMPARE_EXAMPLES, ESTIMATORS_EXAMPLES, compare, estimators
+from genailab_pyro.cli_lab import LAB_EXAMPLES, lab
 from genailab_pyro.cli_options import (
     Conditions,
     Continuous,
@@ -322,6 +323,7 @@ for name, (command, examples) in APPLICATIONS.items():
     app.command(name, epilog=examples)(command)
 app.command(epilog=COMPARE_EXAMPLES)(compare)
 app.command(epilog=ESTIMATORS_EXAMPLES)(estimators)
+app.command(epilog=LAB_EXAMPLES)(lab)
 
 
 def _say_error(kind: str, message: object) -> None:

@@ -31,9 +31,11 @@ ORDER = [
     "applications",
     "applications_counts",
     "demo",
+    "lab",
     "cli_options",
     "cli_applications",
     "cli_estimators",
+    "cli_lab",
     "cli",
 ]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py" or path.parent != PACKAGE)

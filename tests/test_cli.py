@@ -25,7 +25,7 @@ from genailab_pyro.train.checkpoint import fingerprint
 PACKAGE = Path(cli.__file__).parent
 COMMANDS = (
     *("demo", "fit", "resume", "evaluate", "generate", "check", "denoise", "recover", "predict", "augment"),
-    *("integrate", "discover", "differential", "contrast", "compare", "estimators"),
+    *("integrate", "discover", "differential", "contrast", "compare", "estimators", "lab"),
 )
 SMALL = ("--set", "model.hidden_dims=[8]", "--set", "model.latent_dim=3", "--quiet")
 SEEDED = ("--max-epochs", 3, "--seed", 3, *SMALL)

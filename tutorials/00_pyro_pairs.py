@@ -126,7 +126,7 @@ def train(model, guide, *arguments, seed=SEED, steps=800):
     pyro.set_rng_seed(seed)
     path = []
     with pyro.get_param_store().scope():
-        bound = Trace_ELBO(num_particles=32, vectorize_particles=True, max_plate_nesting=1)
+        bound = Trace_ELBO(num_particles=256, vectorize_particles=True, max_plate_nesting=1)
         svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.02, "betas": (0.9, 0.99)}), bound)
         for _ in range(steps):
             svi.step(torch.randperm(N)[:B], *arguments)

@@ -111,6 +111,7 @@ assert gap(full) < 0.75 * gap(diagonal)
 # so one latent is used. With $\sigma = 1$ both are.
 
 # %%
+assert np.abs(eigenvalues[:2] - [23.6, 7.9]).max() < 0.05
 assert eigenvalues[1] < 3.5**2 < eigenvalues[0]
 assert trained(glp.NormalEncoder, sigma=3.5).diagnose().active_units == 1
 assert trained(glp.NormalEncoder, sigma=1.0).diagnose().active_units == 2

@@ -65,6 +65,7 @@ def missing(scale, particles):
 
 # %%
 relative_variance = 2 / math.sqrt(3) - 1
+assert abs(relative_variance - 0.155) < 5e-4
 needed = math.ceil(relative_variance / 0.02)
 assert needed == 8
 value, error = missing(1.0, needed)

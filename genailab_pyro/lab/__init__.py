@@ -1,0 +1,1 @@
+"""The ELBO lab: gradient estimators, posterior collapse and count distributions to play with, in a browser."""
