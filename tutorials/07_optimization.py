@@ -112,7 +112,7 @@ def trained(train, test, seed, *, norm="layer", **settings):
 
 # %% [markdown]
 # Everything is run over three seeds, each with its own truth, cells, initial weights and draws. The
-# knobs are compared *within* a seed: the differences between seeds are larger than their effects.
+# knobs are compared *within* a seed, so that what differs between seeds drops out.
 
 # %%
 knobs = {
@@ -227,7 +227,7 @@ assert np.abs(same).max() < 0.05, "the size of the clip matters to Adam"
 # a mean over seeds.
 
 # %%
-saved = []
+saved, longer = [], []
 for seed in SEEDS:
     adata = simulated(seed)
     train, test = glp.register(adata).split(0.25, seed=0)
@@ -240,8 +240,9 @@ for seed in SEEDS:
     free, unclipped, _ = trained(cells, test, seed, gradient_clip=None)
     _, clipped, _ = trained(cells, test, seed, gradient_clip=10.0)
     first = free.history["gradient_norm"][0]
-    assert first > 2 * fits["default", seed].history["gradient_norm"][0]
+    longer.append(first / fits["default", seed].history["gradient_norm"][0])
     saved.append(clipped.elbo - unclipped.elbo)
+assert np.mean(longer) > 2
 assert min(saved) > 0.2, "a clip does not help against a spoilt cell"
 assert np.mean(saved) > 0.8
 [round(float(value), 2) for value in saved]

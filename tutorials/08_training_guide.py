@@ -123,7 +123,7 @@ assert cured > fits["collapse"].terms(num_particles=20).elbo + 5, "the cure of c
 # more epochs, a higher learning rate.
 
 # %%
-deep = glp.register(simulated(counts=2000.0, spread=0.45))
+deep = glp.register(simulated(num_genes=200, counts=6000.0, spread=0.35))
 fits["undertrained"] = trained(deep, latent_dim=4, max_epochs=4, learning_rate=1e-4)
 young = fits["undertrained"].diagnose()
 assert young.active_units == 0
@@ -139,25 +139,29 @@ assert cured.history["validation_elbo"].max() > rise[-1] + 10
 # %% [markdown]
 # ## Steps that are too large
 #
-# **Cause**: a learning rate of 1, a hundred times as much. **Sign**: the same words as before,
-# *hardly from cell to cell*. The advice that goes with them, a higher learning rate, would be
-# wrong. The curve tells the two apart: its best epoch is far below that of the healthy run, and it
-# has had enough steps. **Cure**: a smaller rate. That is the healthy run. (Where the loss is not
-# finite, `glp.fit` stops with a `TrainingError`, and its `.fit` holds the last good weights.)
+# **Cause**: a learning rate of 10, a thousand times as much. **Sign**: the KL of a latent is above
+# 5 nats, more than twice that of a healthy one, for nothing. Most often the posterior is far away and
+# the same for all cells; the verdict has the same words as before, *hardly from cell to cell*. The
+# advice that goes with them, a higher learning rate, would be wrong. Else it differs between cells and
+# fits none: the importance weights of more than half of them cannot be trusted. The curve confirms it:
+# its best epoch is more than 100 nats below that of the healthy run. **Cure**: a smaller rate. That is
+# the healthy run. (Where the loss is not finite, `glp.fit` stops with a `TrainingError`, and its
+# `.fit` holds the last good weights.)
 
 # %%
 fits["steps too large"] = trained(
     cells,
-    learning_rate=1.0,
+    learning_rate=10.0,
     learning_rate_schedule="constant",
     gradient_clip=None,
     max_epochs=10,
 )
 wild = fits["steps too large"].diagnose()
-assert wild.active_units == 0
-assert says(wild, "hardly from cell to cell"), "steps that are too large are not seen"
+assert wild.latents.kl.max() > max(5, 2 * healthy.latents.kl.max()), "too large steps are not seen"
+untrusted = (wild.pareto_k > 0.7).mean()
+assert says(wild, "hardly from cell to cell") or untrusted > 0.5, wild.verdict
 best = {name: fits[name].history["validation_elbo"].max() for name in ("steps too large", "healthy")}
-assert best["healthy"] > best["steps too large"] + 10, "a smaller step is no cure"
+assert best["healthy"] > best["steps too large"] + 100, "a smaller step is no cure"
 
 # %% [markdown]
 # ## Overfitting
@@ -254,7 +258,7 @@ for panel, (name, sign) in zip(panels.flat, signs.items(), strict=False):
     panel.set_ylabel("ELBO (nats per cell)")
 panels[0, 0].legend(frameon=False, fontsize=8, loc="lower right")
 panels[0, 2].axhline(fits["healthy"].history["validation_elbo"].iloc[-1], color=GREY, linestyle=":")
-panels[0, 2].set_ylim(best["healthy"] - 300, best["healthy"] + 20)
+panels[0, 2].set_ylim(3 * best["steps too large"], 300)
 panels[0, 2].set_title("steps too large\nfar below the healthy run (dotted)", loc="left", fontsize=9)
 for panel, name, sign in (
     (panels[1, 0], "healthy", "the latents fill"),

@@ -97,7 +97,9 @@ def _tutorials(source: Path, only: Sequence[str] | None) -> list[str]:
         nbformat.write(notebook, folder / f"{path.stem}.ipynb")
         names.append(f"tutorials/{path.stem}")
         solved = TUTORIALS / "solutions" / path.name
-        nbformat.write(_notebook(solved), folder / "solutions" / f"{path.stem}.ipynb")
+        solution = _notebook(solved)
+        solution.metadata["orphan"] = True  # found from its exercise alone
+        nbformat.write(solution, folder / "solutions" / f"{path.stem}.ipynb")
     return names
 
 
