@@ -344,8 +344,8 @@ assert abs(terms.reconstruction + terms.kl - both) < 1e-4 * both
 # $$ \mathcal L_\beta = E_q[\log p_\theta(x \mid z)] - \beta\, KL(q_\phi \,\|\, p(z)) . $$
 #
 # For $\beta < 1$ this is **not a bound** of $\log p(x)$. In the solved model the best guide is
-# $\mathcal N(x / (1 + \beta),\ \beta / (1 + \beta))$. (Set the derivatives of $-\tfrac12[(x - m)^2
-# + s^2] - \tfrac\beta2[m^2 + s^2 - \log s^2]$ to zero.) At $\beta = 0.1$ its $\mathcal L_\beta$ is
+# $\mathcal N(x / (1 + \beta),\ \beta / (1 + \beta))$. (Set the derivatives of
+# $-\tfrac12[(x - m)^2 + s^2] - \tfrac\beta2[m^2 + s^2 - \log s^2]$ to zero.) At $\beta = 0.1$ its $\mathcal L_\beta$ is
 # a nat above $\log p(x)$, while its ELBO is a nat below. This is why `fit.elbo` always has $\beta =
 # 1$.
 

@@ -65,11 +65,11 @@
 # \mathrm{NB}(\mu', \theta)$.
 #
 # *The mean rises*, $\mu' > \mu$. Others come,
-# $y \mid \epsilon \sim \mathrm{Poisson}(\epsilon (\mu' - \mu))$, and $x' = x + y$ is Poisson at $\epsilon \mu'$, hence again $\mathrm{NB}(\mu', \theta)$.
-# The cell's $\epsilon$ is not known, but its counts tell of it: $\epsilon \mid x \sim
-# \mathrm{Gamma}(\theta + x, \theta + \mu)$. So given $x$, the molecules that come are negative
-# binomial with the inverse dispersion $\theta + x$ and the mean $(\mu' - \mu)(\theta + x) / (\theta
-# + \mu)$.
+# $y \mid \epsilon \sim \mathrm{Poisson}(\epsilon (\mu' - \mu))$, and $x' = x + y$ is Poisson at
+# $\epsilon \mu'$, hence again $\mathrm{NB}(\mu', \theta)$. The cell's $\epsilon$ is not known, but
+# its counts tell of it: $\epsilon \mid x \sim \mathrm{Gamma}(\theta + x, \theta + \mu)$. So given
+# $x$, the molecules that come are negative binomial with the inverse dispersion $\theta + x$ and
+# the mean $(\mu' - \mu)(\theta + x) / (\theta + \mu)$.
 #
 # Both are sums over counts. Compute them.
 
