@@ -32,9 +32,8 @@ def thin(adata: AnnData, fraction: float = 0.5, *, counts: str | None = None, se
     Example:
         >>> import numpy as np
         >>> one, other = thin(AnnData(np.array([[4.0, 0.0], [1.0, 10.0]])), seed=1)
-        >>> (one.X + other.X).toarray()
-        array([[ 4.,  0.],
-               [ 1., 10.]])
+        >>> (one.X + other.X).toarray().tolist()
+        [[4.0, 0.0], [1.0, 10.0]]
 
     References:
         Batson, Royer, Webber (2019). Molecular cross-validation for single-cell RNA-seq. doi:10.1101/786269

@@ -186,6 +186,7 @@ WRONG = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:this fit cannot be saved")
 @pytest.mark.parametrize(("parts", "message"), WRONG.values(), ids=WRONG)
 def test_what_does_not_fit_is_refused_by_name(parts, message, cells):
     with pytest.raises(CompositionError, match=message):
