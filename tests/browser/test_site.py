@@ -18,7 +18,8 @@ SITE = Path(os.environ.get("GENAILAB_SITE", "site")).resolve()
 def site():
     """The address of a built site, served from this machine."""
     if not (SITE / "index.html").exists():
-        pytest.skip(f"no site in {SITE}: build it by 'python tutorials/site/build.py', or name it in GENAILAB_SITE")
+        end = pytest.fail if "GENAILAB_SITE" in os.environ else pytest.skip
+        end(f"no site in {SITE}: build it by 'python tutorials/site/build.py', or name it in GENAILAB_SITE")
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):

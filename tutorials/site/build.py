@@ -3,7 +3,7 @@
     python tutorials/site/build.py --folder site
 
 The site works without a network: MathJax is fetched through npm when it is built. Each tutorial's picture is saved as
-PNG and SVG in ``pictures/`` beside it.
+PNG and SVG in ``pictures/``, which a page of the site shows.
 """
 
 import argparse
@@ -25,11 +25,12 @@ TUTORIALS = Path(__file__).resolve().parent.parent
 ROOT = TUTORIALS.parent
 MATHJAX = "mathjax@3.2.2"
 PACKAGES = ("", "data", "estimators", "experiments", "evaluation", "analysis", "plots", "report", "nn")
+KINDS = ("png", "svg")
 SAVE = """\
 import os
 from pathlib import Path
 
-for kind in ("png", "svg"):
+for kind in {kinds}:
     picture.savefig(Path(os.environ["PICTURES"]) / f"{name}.{{kind}}", dpi=200, bbox_inches="tight")
 """
 
@@ -39,19 +40,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("site"), help="where the pages go")
     parser.add_argument("--cache", type=Path, help="where executed tutorials are kept from build to build")
+    parser.add_argument("--jobs", type=int, default=1, help="how many pages are read at a time")
     parser.add_argument("--only", nargs="*", help="tutorials to build, by number; all of them unless given")
     options = parser.parse_args(arguments)
-    folder = options.folder.resolve()
     with tempfile.TemporaryDirectory() as made:
-        source = Path(made)
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        source, pages = Path(made) / "source", Path(made) / "built" / "html"
+        source.mkdir()
+        (pages / "pictures").mkdir(parents=True)
         write_sources(source, options.only)
         fetch_mathjax(source / "_static" / "mathjax")
-        command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-b", "html", "-d", made + "/doctrees"]
+        command = [sys.executable, "-m", "sphinx", "-b", "html", "-d", f"{made}/doctrees", "-j", str(options.jobs)]
+        if options.only is None:
+            command += ["-W", "--keep-going"]  # some tutorials alone link to others that are not there
         if options.cache is not None:
-            command += ["-D", f"nb_execution_cache_path={options.cache.resolve()}"]
-        environment = {"PICTURES": str(folder / "pictures"), "MPLBACKEND": "agg"}
-        return subprocess.run([*command, made, str(folder)], env={**os.environ, **environment}, check=False).returncode
+            command += ["-D", "nb_execution_mode=cache", "-D", f"nb_execution_cache_path={options.cache.resolve()}"]
+        environment = {"PICTURES": str(pages / "pictures"), "MPLBACKEND": "agg"}
+        if options.jobs > 1:
+            environment["OMP_NUM_THREADS"] = "1"
+        built = subprocess.run(
+            [*command, str(source), str(pages)], env={**os.environ, **environment}, check=False
+        ).returncode
+        if built == 0:
+            shutil.copytree(pages, options.folder, dirs_exist_ok=True)
+        return built
 
 
 def write_sources(source: Path, only: Sequence[str] | None = None) -> None:
@@ -62,8 +73,9 @@ def write_sources(source: Path, only: Sequence[str] | None = None) -> None:
         target = source / (name if name.endswith(".md") else f"{name}.md")
         text = (ROOT / name).read_text()
         target.write_text(text if name.endswith(".md") else f"# Licence\n\n```text\n{text}```\n")
+    tutorials = _tutorials(source, only)
     sections = {
-        "Tutorials": _tutorials(source, only),
+        "Tutorials": [*tutorials, _pictures(source, tutorials)],
         "Applications": _pages(source, "applications"),
         "How to": _pages(source, "how-to"),
         "Reference": _reference(source),
@@ -92,7 +104,7 @@ def _tutorials(source: Path, only: Sequence[str] | None) -> list[str]:
         if only is not None and path.stem[:2] not in only:
             continue
         notebook = _notebook(path)
-        save = nbformat.v4.new_code_cell(SAVE.format(name=path.stem), metadata={"tags": ["remove-cell"]})
+        save = nbformat.v4.new_code_cell(SAVE.format(name=path.stem, kinds=KINDS), metadata={"tags": ["remove-cell"]})
         notebook.cells.append(save)
         nbformat.write(notebook, folder / f"{path.stem}.ipynb")
         names.append(f"tutorials/{path.stem}")
@@ -101,6 +113,18 @@ def _tutorials(source: Path, only: Sequence[str] | None) -> list[str]:
         solution.metadata["orphan"] = True  # found from its exercise alone
         nbformat.write(solution, folder / "solutions" / f"{path.stem}.ipynb")
     return names
+
+
+def _pictures(source: Path, tutorials: Sequence[str]) -> str:
+    """A page with the picture of each tutorial, to be taken for slides."""
+    text = "# Pictures\n\nThe picture of each tutorial; it leads to the tutorial, and its formats to the files.\n"
+    for page in tutorials:
+        name = page.removeprefix("tutorials/")
+        files = " ".join(f'<a href="pictures/{name}.{kind}">{kind.upper()}</a>' for kind in KINDS)
+        picture = f'<a href="{page}.html"><img src="pictures/{name}.png" alt="{name}"></a>'
+        text += f"\n<p>{picture}<br>{files}</p>\n"
+    (source / "pictures.md").write_text(text)
+    return "pictures"
 
 
 def _notebook(path: Path) -> nbformat.NotebookNode:
