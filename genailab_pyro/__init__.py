@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from genailab_pyro.__about__ import __version__
 
 if TYPE_CHECKING:
-    from genailab_pyro import analysis, data, estimators, evaluation, experiments, nn, plots, report
+    from genailab_pyro import analysis, data, distributions, estimators, evaluation, experiments, nn, plots, report
     from genailab_pyro.analysis import (
         predict,
     )
@@ -190,7 +190,7 @@ _HOMES = {
     "train.fit": ("TrainingError", "fit", "resume"),
     "types": ("Minibatch",),
 }
-_PACKAGES = ("analysis", "data", "estimators", "evaluation", "experiments", "nn", "plots", "report")
+_PACKAGES = ("analysis", "data", "distributions", "estimators", "evaluation", "experiments", "nn", "plots", "report")
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -275,6 +275,7 @@ __all__ = [
     "compare_estimators",
     "compare_models",
     "data",
+    "distributions",
     "estimate",
     "estimators",
     "evaluation",

@@ -44,7 +44,12 @@ from genailab_pyro.evaluation.perturbation import (
     r2_of_shift,
     score_perturbation,
 )
-from genailab_pyro.evaluation.references import PerturbationTask, predict_references, score_references
+from genailab_pyro.evaluation.references import (
+    REFERENCES,
+    PerturbationTask,
+    predict_references,
+    score_references,
+)
 from genailab_pyro.evaluation.traversals import traverse
 from genailab_pyro.evaluation.two_samples import (
     de_direction_match,
@@ -59,6 +64,7 @@ from genailab_pyro.evaluation.two_samples import (
 
 __all__ = [
     "DCI",
+    "REFERENCES",
     "Estimate",
     "GeneStatistics",
     "IntegrationScores",

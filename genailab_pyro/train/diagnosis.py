@@ -68,10 +68,11 @@ class LatentUse:
         elif self.active_units == 0:
             lines.append(
                 f"The posterior differs from the prior, by up to {self.kl.max():.2f} nats, but hardly from cell to "
-                "cell: it has not learned yet to tell cells apart. More epochs or a higher learning rate usually help."
+                "cell: it has not learned to tell cells apart. More epochs or another learning rate usually help: a "
+                "higher one where the ELBO rises steadily, a lower one where it jumps or falls."
             )
-        elif self.active_units <= total // 2:
-            lines.append(f"More than half of the {what} are not used; fewer of them would do as well.")
+        elif 2 * self.active_units <= total:
+            lines.append(f"Half or more of the {what} are not used; fewer of them would do as well.")
         return lines
 
 

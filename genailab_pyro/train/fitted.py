@@ -116,7 +116,7 @@ class Fit:
         """Draws from the approximate posterior of a latent site.
 
         Args:
-            adata: The cells.
+            adata: The cells; None for those it was trained on, validation cells included.
             num_samples: Number of draws per cell.
             site: ``"z"``, or ``"library"`` where it is latent.
             seed: Seed of the draws.
@@ -154,7 +154,7 @@ class Fit:
         With conditions, the cell is encoded as it was observed and decoded under the conditions named.
 
         Args:
-            adata: The cells.
+            adata: The cells; None for those it was trained on, validation cells included.
             conditions: Levels to decode under, such as ``{"batch": "b1"}``; conditions not named stay.
             continuous: Values of continuous covariates to decode under.
             num_samples: Number of posterior draws that are averaged.
@@ -184,7 +184,7 @@ class Fit:
         learn them from.
 
         Args:
-            adata: The cells.
+            adata: The cells; None for those it was trained on, validation cells included.
             quantiles: Between 0 and 1; an interval of 90 % unless given.
             conditions: Levels to decode under; conditions not named stay.
             continuous: Values of continuous covariates to decode under.
@@ -273,7 +273,7 @@ class Fit:
         """Evidence lower bound of each cell at beta = 1, in nats, a mean over draws.
 
         Args:
-            adata: The cells.
+            adata: The cells; None for those it was trained on, validation cells included.
             num_particles: Number of draws per cell.
             seed: Seed of the draws.
         """
@@ -288,7 +288,7 @@ class Fit:
         models over log-normalised values have densities of different things, which do not compare.
 
         Args:
-            adata: The cells.
+            adata: The cells; None for those it was trained on, validation cells included.
             num_particles: Number of draws per cell.
             seed: Seed of the draws.
 
@@ -299,7 +299,13 @@ class Fit:
         return (log_weights.logsumexp(0) - np.log(num_particles)).numpy()
 
     def terms(self, adata: AnnData | Cells | None = None, *, num_particles: int = 10, seed: int = 0) -> Terms:
-        """Reconstruction and KL, whose sum is the negative ELBO, as means over cells in nats."""
+        """Reconstruction and KL, whose sum is the negative ELBO, as means over cells in nats.
+
+        Args:
+            adata: The cells; None for those it was trained on, validation cells included.
+            num_particles: Number of draws per cell.
+            seed: Seed of the draws.
+        """
         _check_number("num_particles", num_particles)
         cells = self.bind(adata)
         parts = []
@@ -317,7 +323,7 @@ class Fit:
         """Look for posterior collapse, unused latents and untrustworthy importance weights.
 
         Args:
-            adata: The cells; at most 2,000 of them are looked at.
+            adata: The cells, None for those it was trained on; at most 2,000 of them are looked at.
             num_particles: Number of draws per cell, at least 25.
             seed: Seed of the draws.
 

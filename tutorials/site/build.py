@@ -24,7 +24,7 @@ import nbformat
 TUTORIALS = Path(__file__).resolve().parent.parent
 ROOT = TUTORIALS.parent
 MATHJAX = "mathjax@3.2.2"
-PACKAGES = ("", "data", "estimators", "experiments", "evaluation", "analysis", "plots", "report", "nn")
+PACKAGES = ("", "data", "distributions", "estimators", "experiments", "evaluation", "analysis", "plots", "report", "nn")
 KINDS = ("png", "svg")
 SAVE = """\
 import os
