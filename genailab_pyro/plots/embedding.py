@@ -13,6 +13,7 @@ from genailab_pyro.plots.checks import Array, as_matrix, as_vector
 from genailab_pyro.plots.style import INK, PALETTE, SOFT, describe, headline, panels, typeset
 
 _MOST_LABELS = 30
+_SHORT = 2  # letters of a label that is written on the map itself
 _REST, _MISSING = SOFT, "#cfcfcf"
 _GREYS = (_REST, _MISSING)
 _MIXTURES = ((0.0, 0.0), (0.0, 0.4), (1.0, 0.45), (0.0, 0.65), (1.0, 0.7))
@@ -29,8 +30,8 @@ def embedding(
     """Draw cells at two coordinates, coloured by a label or by a number.
 
     Cells are drawn in a random (seeded) order, so that no label hides another. Beyond seven labels the
-    colours alone do not tell them apart: each then carries a number, on the map and in the legend. Beyond
-    thirty, the rarest share one grey entry.
+    colours alone do not tell them apart: each is then written on the map, by a number of the legend, or by
+    itself where all labels are as short as one. Beyond thirty, the rarest share one grey entry.
 
     Args:
         xy: Coordinates of the cells, shape ``[cells, 2]``.
@@ -71,9 +72,9 @@ def embedding(
     else:
         codes, labels, colours = _labels(series)
         panel.scatter(x, y, c=np.asarray(colours)[codes[order]], s=size, linewidths=0)
-        _legend(panel, codes, labels, colours, name)
-        if len(labels) > len(PALETTE):
-            _number(panel, places, codes, colours)
+        marks = _marks(labels, colours)
+        _legend(panel, codes, labels, marks, colours, name)
+        _mark(panel, places, codes, marks)
     describe(panel, x=f"{axis} 1 (arbitrary units)", y=f"{axis} 2 (arbitrary units)")
     panel.set_aspect("equal", adjustable="datalim")
     panel.set_xticks([])
@@ -116,12 +117,23 @@ def _shades(count: int) -> list[str]:
     return shades
 
 
-def _legend(panel: Axes, codes: npt.NDArray[np.int64], labels: list[str], colours: list[str], name: str) -> None:
+def _marks(labels: list[str], colours: list[str]) -> list[str]:
+    """What is written on the map for each label; nothing where colours tell labels apart, or for a grey one."""
+    if len(labels) <= len(PALETTE):
+        return [""] * len(labels)
+    coloured = [shade not in _GREYS for shade in colours]
+    short = all(len(label) <= _SHORT for label, wanted in zip(labels, coloured, strict=True) if wanted)
+    marks = labels if short else [str(position + 1) for position in range(len(labels))]
+    return [mark if wanted else "" for mark, wanted in zip(marks, coloured, strict=True)]
+
+
+def _legend(
+    panel: Axes, codes: npt.NDArray[np.int64], labels: list[str], marks: list[str], colours: list[str], name: str
+) -> None:
     sizes = np.bincount(codes, minlength=len(labels))
-    numbered = len(labels) > len(PALETTE)
     handles = []
-    for position, (label, shade, size) in enumerate(zip(labels, colours, sizes, strict=True)):
-        prefix = f"{position + 1}  " if numbered and shade not in _GREYS else ""
+    for label, mark, shade, size in zip(labels, marks, colours, sizes, strict=True):
+        prefix = f"{mark}  " if mark not in ("", label) else ""
         text = f"{prefix}{label} ({size:,})"
         handles.append(Line2D([], [], linestyle="", marker="o", markersize=5.5, color=shade, label=typeset(text)))
     panel.legend(
@@ -139,12 +151,12 @@ def _legend(panel: Axes, codes: npt.NDArray[np.int64], labels: list[str], colour
     )
 
 
-def _number(panel: Axes, places: Array, codes: npt.NDArray[np.int64], colours: list[str]) -> None:
-    """Write each label's number on the cell next to its median that is clear of the numbers before."""
+def _mark(panel: Axes, places: Array, codes: npt.NDArray[np.int64], marks: list[str]) -> None:
+    """Write each label's mark on the cell next to its median that is clear of the marks before."""
     clear = 0.045 * float(np.ptp(places, axis=0).max())
     written: list[Array] = []
-    for position, shade in enumerate(colours):
-        if shade in _GREYS:
+    for position, mark in enumerate(marks):
+        if not mark:
             continue
         members = places[codes == position]
         nearest = members[np.argsort(np.sum((members - np.median(members, axis=0)) ** 2, axis=1))]
@@ -153,7 +165,7 @@ def _number(panel: Axes, places: Array, codes: npt.NDArray[np.int64], colours: l
         panel.text(
             spot[0],
             spot[1],
-            str(position + 1),
+            typeset(mark),
             fontsize=8.5,
             fontweight="bold",
             color=INK,

@@ -60,6 +60,14 @@ def test_many_labels_carry_numbers_on_the_map_and_in_the_legend():
     assert not embedding(places, labels == "type 00", title="few").axes[0].texts
 
 
+def test_many_short_labels_are_on_the_map_themselves():
+    labels = np.array([str(number % 12) for number in range(300)])
+    (axes,) = embedding(cells(), labels, title="Twelve clusters", name="leiden").axes
+    assert sorted(text.get_text() for text in axes.texts) == sorted(map(str, range(12)))
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(shown) == sorted(f"{number} (25)" for number in range(12))
+
+
 def test_numbers_of_labels_at_one_place_keep_apart():
     labels = np.array([f"type {number % 9}" for number in range(900)])
     axes = embedding(cells(900), labels, title="types").axes[0]
