@@ -44,6 +44,23 @@ Watcher = Callable[[Trace, Trace], None]
 Losses = tuple[Any, Any]
 
 
+def _subtracted(baseline: Baseline, site: ScoreSite) -> Tensor:
+    """What a baseline says of a site; one of a user may say anything."""
+    said, shape = baseline(site), list(site.cost.shape)
+    try:
+        value = torch.as_tensor(said).detach()
+        fits = list(torch.broadcast_shapes(value.shape, site.cost.shape)) == shape
+    except (TypeError, ValueError, RuntimeError):
+        fits = False
+    if not fits:
+        got = f"the shape {list(said.shape)}" if isinstance(said, Tensor) else repr(said)
+        raise EstimatorError(
+            f"expected forward of the baseline {type(baseline).__name__} to give a number or a tensor that "
+            f"broadcasts to the costs of {site.name!r}, of shape {shape}, got {got}"
+        )
+    return value
+
+
 class BoundModule(ELBOModule):
     """A bound of a pair of programs as a torch module, with their parameters and the baseline's; its call is a loss.
 
@@ -160,7 +177,7 @@ class WatchedELBO(ELBO):
             known = ScoreSite.of(name, site, costs[name], self.indices, self.inputs)
             signal = known.cost
             if self.baseline is not None:
-                signal = signal - self.baseline(known).detach()
+                signal = signal - _subtracted(self.baseline, known)
                 if self.baseline.training and torch.is_grad_enabled():
                     with torch.no_grad():
                         self.baseline.update(known)

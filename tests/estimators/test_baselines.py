@@ -332,6 +332,42 @@ def test_a_baseline_of_a_user_learns_is_unbiased_and_is_saved(check, kind):
     assert torch.equal(fresh.level, baseline.level)
 
 
+class Says(Baseline):
+    """A baseline of a user that says something."""
+
+    def __init__(self, said):
+        super().__init__()
+        self.said = said
+
+    def forward(self, site):
+        return self.said
+
+
+def loss_with(said):
+    cells = Cells(4)
+    model, guide, elbo = estimator_with("constant", number=3).bind(cells.model, cells)
+    elbo.baseline = Says(said)
+    pyro.set_rng_seed(0)
+    return elbo.differentiable_loss(model, guide, cells.rows, torch.arange(4))
+
+
+def test_a_number_is_a_baseline():
+    assert loss_with(2.0) == loss_with(torch.full((4,), 2.0))
+
+
+@pytest.mark.parametrize(
+    ("said", "got"),
+    [
+        (None, "got None"),
+        (torch.zeros(3, 4, 1), r"got the shape \[3, 4, 1\]"),
+        (torch.zeros(3), r"got the shape \[3\]"),
+    ],
+)
+def test_what_does_not_fit_the_costs_is_refused(said, got):
+    with pytest.raises(ValueError, match=r"broadcasts to the costs of 'z', of shape \[3, 4\], " + got):
+        loss_with(said)
+
+
 @pytest.mark.parametrize("baseline", [*LEARNED, "leave-one-out"])
 @pytest.mark.parametrize("credit", ["plates", "graph"])
 def test_pyros_svi_has_optimizer_entries_for_parameters_only(baseline, credit):
