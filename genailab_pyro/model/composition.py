@@ -44,8 +44,7 @@ def check_composition(vae: "VAE", minibatch: Minibatch) -> None:
             ...
         genailab_pyro.model.answers.CompositionError: expected a prior of 4 latents, as the encoder...
     """
-    first: dict[str, Any] = {name: item[:1] for name, item in minibatch._asdict().items() if isinstance(item, Tensor)}
-    alone = minibatch._replace(**first)
+    alone = _first(minibatch)
     modes = [(part, part.training) for part in vae.modules()]
     with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
         vae.eval()
@@ -55,6 +54,12 @@ def check_composition(vae: "VAE", minibatch: Minibatch) -> None:
         finally:
             for part, training in modes:
                 part.training = training
+
+
+def _first(minibatch: Minibatch) -> Minibatch:
+    """The first of some cells."""
+    first: dict[str, Any] = {name: item[:1] for name, item in minibatch._asdict().items() if isinstance(item, Tensor)}
+    return minibatch._replace(**first)
 
 
 def _check(vae: "VAE", minibatch: Minibatch) -> None:
@@ -85,6 +90,9 @@ def _check(vae: "VAE", minibatch: Minibatch) -> None:
         both = distribution_of("likelihood", vae.likelihood, features, minibatch, seen=f"two draws of {seen}")
         each = [vae.likelihood(draw, minibatch).log_prob(observed) for draw in features]
         _check_draws("likelihood", vae.likelihood, both.log_prob(observed), each)
+        _check_cells("decoder", vae.decoder, features, vae.decoder(z[:, :1], condition[:1]))
+        alone = vae.likelihood(features[:, :1], _first(minibatch)).log_prob(observed[:1])
+        _check_cells("likelihood", vae.likelihood, both.log_prob(observed), alone)
     heads: Any = vae.heads
     for head in heads:
         told: tuple[Any, ...] = (vae.condition, getattr(vae.encoder, "condition", None))
@@ -128,6 +136,16 @@ def _check_draws(role: str, part: Any, both: Tensor, each: list[Tensor]) -> None
         raise CompositionError(
             f"expected the {role} {kind_of(part)} to answer each draw by itself, got other values for two draws at a "
             "time; count dimensions from the end (softmax(-1), .unsqueeze(-1)): draws come in front of the cells"
+        )
+
+
+def _check_cells(role: str, part: Any, together: Tensor, alone: Tensor) -> None:
+    """Refuse a part whose answer to a cell depends on the other cells of its minibatch."""
+    if not torch.allclose(together[:, :1], alone, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise CompositionError(
+            f"expected the {role} {kind_of(part)} to answer each cell by itself, got other values for a cell alone and "
+            "among others; keep what is taken over the cells of a minibatch, such as a mean or a maximum, out of the "
+            "model: the ELBO of a cell must not depend on which cells are beside it"
         )
 
 

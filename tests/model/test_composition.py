@@ -71,6 +71,22 @@ class Detected(glp.Likelihood):
         return dist.Bernoulli(logits=logits).to_event(1)
 
 
+class Greedy(torch.nn.Module):
+    """A decoder that divides by the largest latent of the cells."""
+
+    output_dim = LATENT
+
+    def forward(self, z, condition):
+        return z / z.abs().amax(-2, keepdim=True)
+
+
+class Centred(glp.NegativeBinomialLikelihood):
+    """A likelihood that sees how far a cell is from the others."""
+
+    def forward(self, features, minibatch):
+        return super().forward(features - features.mean(-2, keepdim=True), minibatch)
+
+
 class Unwritten(glp.Likelihood):
     """A likelihood without a forward."""
 
@@ -117,6 +133,14 @@ WRONG = {
     "a likelihood that normalises over cells": (
         {"likelihood": Detected("softmax(1)")},
         r"likelihood Detected to answer each draw by itself.*count dimensions from the end \(softmax\(-1\)",
+    ),
+    "a decoder that looks at the other cells": (
+        {"decoder": Greedy(), "likelihood": glp.NegativeBinomialLikelihood(LATENT, GENES)},
+        "decoder Greedy to answer each cell by itself",
+    ),
+    "a likelihood that looks at the other cells": (
+        {"likelihood": Centred(8, GENES)},
+        "likelihood Centred to answer each cell by itself",
     ),
     "a likelihood with the library beside the cells": (
         {"likelihood": Detected("library")},

@@ -155,12 +155,12 @@ assert shared["bias_errors"] > 5 > own["bias_errors"], "and one of them is wrong
 # Less variance, and a gradient of something else. A variance is worth nothing without the bias
 # beside it.
 #
-# ## 3. Latents that only add
+# ## 3. Features that are never negative
 
 
 # %%
-class Additive(glp.nn.Declared):
-    """Softplus of the latent: each adds to the log shares of its genes, or leaves them."""
+class Positive(glp.nn.Declared):
+    """Softplus of the latent: features that are never negative."""
 
     def __init__(self, latent_dim):
         super().__init__()
@@ -170,30 +170,36 @@ class Additive(glp.nn.Declared):
         return torch.nn.functional.softplus(z)
 
 
-vae = declare(Additive(LATENT), LATENT)
+class Greedy(Positive):
+    """The latent over the largest one of the cells."""
+
+    def forward(self, z, condition):
+        return z / z.abs().amax(dim=-2, keepdim=True)
+
+
+vae = declare(Positive(LATENT), LATENT)
 minibatch = cells.take(range(6))
 glp.check_composition(vae, minibatch)
 glp.check_pair(vae.model, vae.guide, minibatch)
 features = vae.decoder(torch.randn(3, 6, LATENT), torch.zeros(6, 0))
-assert (features >= 0).all(), "nothing is taken away"
+assert (features >= 0).all(), "no feature is negative"
+
+refused = ""
+try:
+    glp.check_composition(declare(Greedy(LATENT), LATENT), minibatch)
+except glp.CompositionError as error:
+    refused = str(error)
+print(refused)
+assert "Greedy to answer each cell by itself" in refused, "it looks at the other cells"
 
 # %% [markdown]
-# A decoder that divides by the largest latent of a minibatch depends on which other cells are in
-# it: $p(x_n \mid z_n)$ is then no function of $z_n$, the ELBO of a cell changes with the minibatch,
-# and the gradient of a minibatch is not an unbiased estimate of that of the data. A check of two
-# draws of the same cells does not see it where each draw has its own maximum. Compare a cell alone
-# and among others:
-
+# With the largest latent of a minibatch, $p(x_n \mid z_n)$ is no function of $z_n$: the ELBO of a cell
+# changes with the cells that happen to be beside it, and the gradient of a minibatch is not an
+# unbiased estimate of that of the data. Draw by draw nothing is wrong:
 
 # %%
-def greedy(z):
-    """Scaled by the largest latent of the cells."""
-    return z / z.abs().amax(dim=-2, keepdim=True)
-
-
 z = torch.as_tensor(np.random.default_rng(SEED).normal(size=(3, 6, LATENT)))
-by_draw = torch.stack([greedy(one) for one in z])
-assert torch.allclose(by_draw, greedy(z)), "draw by draw it is the same"
-assert not torch.allclose(greedy(z[:, :1]), greedy(z)[:, :1]), "cell by cell it is not"
-alone, together = (vae.decoder(values, torch.zeros(1, 0)) for values in (z[:, :1], z))
-assert torch.allclose(alone, together[:, :1]), "the additive decoder takes each cell by itself"
+greedy, condition = Greedy(LATENT), torch.zeros(6, 0)
+by_draw = torch.stack([greedy(one, condition) for one in z])
+assert torch.allclose(by_draw, greedy(z, condition)), "draw by draw it is the same"
+assert not torch.allclose(greedy(z[:, :1], condition), by_draw[:, :1]), "cell by cell it is not"
