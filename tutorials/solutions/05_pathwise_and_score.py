@@ -140,3 +140,16 @@ for k in (0.5, 2.0, 5.0, 10.0):
     assert abs(path - score) < 1e-9 * path
     assert below[0] < below[1]
     assert above[0] > above[1]
+
+# %% [markdown]
+# ## The thing to change
+#
+# With $m = s = 1$ the prediction $(ks)^2$ is right at 10, within a fifth at 1, and wrong at 0.5: the
+# ratio is 0.086 and not 0.25. There $e^{-k^2s^2}$ is 0.78, so that the terms with a cosine and the
+# square of the mean, which both variances have lost, are no longer small.
+
+# %%
+ratios = {k: path / score for k in (0.5, 1.0, 10.0) for path, score in [wave(k, 1.0, 1.0)]}
+assert abs(ratios[10.0] / 100 - 1) < 0.01
+assert abs(ratios[1.0] - 0.83) < 0.005
+assert abs(ratios[0.5] - 0.086) < 0.0005
