@@ -96,3 +96,16 @@ class Scvi:
             return self.model.get_marginal_ll(
                 indices=indices, n_mc_samples=num_particles, n_mc_samples_per_pass=at_once
             )
+
+
+def expression(adata: AnnData, seed: int) -> np.ndarray:
+    """Expression of each cell by SCVI with its own settings, as shares, from 100 draws."""
+    with silence():
+        import scvi
+
+        scvi.settings.seed = seed
+        counted = AnnData(adata.X.copy())
+        scvi.model.SCVI.setup_anndata(counted)
+        model = scvi.model.SCVI(counted, n_hidden=128, n_latent=10, n_layers=1, gene_likelihood="nb")
+        model.train(accelerator="cpu", **QUIET)
+        return model.get_normalized_expression(n_samples=100, return_numpy=True)
