@@ -103,6 +103,7 @@ class Intervention(NamedTuple):
         context: Column of the contexts, such as the cell type, each of which is scored; None for all cells together.
         target: The one context that is asked about; None for all.
         dose: Name and value of a covariate that is set, too.
+        noise: ``"drawn"`` or ``"kept"``; see `predict`.
     """
 
     condition: str
@@ -111,6 +112,7 @@ class Intervention(NamedTuple):
     context: str | None = None
     target: str | None = None
     dose: tuple[str, float] | None = None
+    noise: str = "drawn"
 
     def __str__(self) -> str:
         return f"{self.condition} {self.level}" + (f", {self.dose[0]} {self.dose[1]:g}" if self.dose else "")
@@ -164,7 +166,7 @@ def run_prediction(job: Job, asked: Intervention, *, doses: Sequence[float] = ()
     adata = adata[column_of(adata, asked.condition).notna().to_numpy()].copy()
     within = asked.among(adata)
     controls = select_cells(within, asked.condition, asked.control)
-    predicted = predict(fitted, controls, asked.do, continuous=asked.continuous, seed=job.seed)
+    predicted = predict(fitted, controls, asked.do, continuous=asked.continuous, noise=asked.noise, seed=job.seed)
     genes = _changes(fitted, controls, predicted, job.seed)
     report = job.report(
         "Prediction",

@@ -123,6 +123,9 @@ def predict(
     doses: Annotated[
         str | None, typer.Option(metavar="0,1,10", help="Doses of response curves; the covariate is that of --dose.")
     ] = None,
+    noise: Annotated[
+        str, typer.Option(metavar="drawn|kept", help="Draw all of a cell's noise, or keep what it shows.")
+    ] = "drawn",
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -143,7 +146,7 @@ def predict(
     if dose is not None:
         name, value = pair(dose, "--dose", "dose=2")
         chosen = name, number_of(value, name)
-    asked = Intervention(condition, level, control, context, target, chosen)
+    asked = Intervention(condition, level, control, context, target, chosen, noise)
     places = _doses(doses)
     job = Job(data, folder, model, seed=seed, overwrite=overwrite)
     _show(run_prediction(job, asked, doses=places))

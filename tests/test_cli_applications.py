@@ -131,7 +131,9 @@ def test_a_prediction_without_real_cells_says_so(files, tmp_path):
     options = ("--do", "perturbation=perturbation1", "--context", "cell_type", "--target", "type0", "--doses", "1,10")
     target = adata.obs["cell_type"].cat.categories[0]
     options = [target if option == "type0" else option for option in options]
+    options += ["--noise", "kept"]
     shown = passed("predict", files / "model", tmp_path / "controls.h5ad", *options, "--folder", tmp_path / "new")
+    assert anndata.read_h5ad(tmp_path / "new" / "cells.h5ad").uns["noise"] == "kept"
     assert "No real cells under perturbation perturbation1, dose 10" in shown
     assert "nothing to score" in words(tmp_path / "new")
     assert not (tmp_path / "new" / "scores.csv").exists()
@@ -281,6 +283,7 @@ def test_a_folder_with_files_and_a_missing_file_are_refused_before_any_work(file
         (("predict", "--do", "perturbation=control"), "expected a level other than that of the cells"),
         (("predict", "--do", "perturbation=perturbation1", "--context", "tissue"), 'adata.obs["tissue"]'),
         (("predict", "--do", "perturbation=perturbation1", "--dose", "time=1"), "'time' is no registered"),
+        (("predict", "--do", "perturbation=perturbation1", "--noise", "lost"), "noise"),
         (("augment", "--condition", "tissue"), "expected a condition of the fit"),
         (("augment", "--condition", "cell_type", "--source", "thin air"), "source"),
         (("augment", "--condition", "cell_type", "--level", "Z"), "'Z'"),
