@@ -59,7 +59,7 @@ def asked(role: str, part: Callable[..., Any], *arguments: Any, seen: str = "the
 
 
 def distribution_of(role: str, part: Callable[..., Any], *arguments: Any, seen: str = "the cells") -> Any:
-    """The distribution that a part answers with; as `asked`, and its answer must be one.
+    """The distribution that a part answers with; as `asked`, and its answer must be one with parameters it can have.
 
     Raises:
         CompositionError: If it answers with something else.
@@ -70,7 +70,25 @@ def distribution_of(role: str, part: Callable[..., Any], *arguments: Any, seen: 
             f"expected the {role} {kind_of(part)} to return a Pyro distribution, got {type(found).__name__}; return "
             f"one from {getattr(part, '__name__', 'forward')}()"
         )
+    _check_parameters(role, kind_of(part), found)
     return found
+
+
+def _check_parameters(role: str, name: str, distribution: Any) -> None:
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    try:
+        constraints = distribution.arg_constraints
+    except NotImplementedError:  # a distribution of a user need not say
+        return
+    for parameter, constraint in constraints.items():
+        value = vars(distribution).get(parameter)
+        if value is None or torch.distributions.constraints.is_dependent(constraint) or constraint.check(value).all():
+            continue
+        raise CompositionError(
+            f"expected the {role} {name} to give a {kind_of(distribution)} whose {parameter} is {spoken(constraint)}, "
+            f"got values from {value.min():g} to {value.max():g}; put them through softplus, exp or softmax"
+        )
 
 
 def check_support(role: str, name: str, distribution: Any, observed: Tensor) -> None:

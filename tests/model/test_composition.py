@@ -66,6 +66,8 @@ class Detected(glp.Likelihood):
             return dist.Poisson(logits.softmax(1) * 40).to_event(1)
         if self.distribution == "library":
             return dist.Poisson(logits.softmax(-1) * minibatch.library).to_event(1)
+        if self.distribution == "negative rate":
+            return dist.Poisson(logits - 10).to_event(1)
         if self.distribution == "Normal":
             return dist.Normal(logits, 1.0).to_event(1)
         return dist.Bernoulli(logits=logits).to_event(1)
@@ -133,6 +135,10 @@ WRONG = {
     "a likelihood that normalises over cells": (
         {"likelihood": Detected("softmax(1)")},
         r"likelihood Detected to answer each draw by itself.*count dimensions from the end \(softmax\(-1\)",
+    ),
+    "a likelihood with a negative rate": (
+        {"likelihood": Detected("negative rate")},
+        r"likelihood Detected to give a Poisson whose rate is GreaterThanEq.*got values from -1",
     ),
     "a decoder that looks at the other cells": (
         {"decoder": Greedy(), "likelihood": glp.NegativeBinomialLikelihood(LATENT, GENES)},
