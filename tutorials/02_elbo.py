@@ -232,8 +232,8 @@ for value, error in tighter.values():
 # Averaging the ELBO over more particles is not the same. It lowers the scatter, and the mean stays:
 
 # %%
-value, error = bound_of("pathwise", 64)
-assert abs(value - at_prior) < 5 * error
+averaged, error = bound_of("pathwise", 64)
+assert abs(averaged - at_prior) < 5 * error
 
 # %% [markdown]
 # How much is left? With the prior as guide, $w = p(x \mid z)$, and

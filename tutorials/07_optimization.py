@@ -210,12 +210,12 @@ assert (np.abs(difference("no norm", "default", "elbo")) < 2).all()
 #
 # A clip at c turns a gradient g into $g\, \min(1, c / \|g\|)$. Adam divides by a running root mean
 # square of the gradient. If *every* step is clipped to the same length, that length cancels:
-# **ten times smaller a clip changes nothing.** The norms of these runs never fall below 1, so clips
-# at 1 and 0.1 give the same fit.
+# **ten times smaller a clip changes nothing.** In these runs the mean norm of each epoch is above 3,
+# far from both clips, so that clips at 1 and 0.1 give the same fit.
 
 # %%
 for seed in SEEDS:
-    assert fits["clip at 0.1", seed].history["gradient_norm"].min() > 1
+    assert fits["clip at 0.1", seed].history["gradient_norm"].min() > 3
 same = difference("clip at 0.1", "clip at 1", "elbo")
 assert np.abs(same).max() < 0.05, "the size of the clip matters to Adam"
 

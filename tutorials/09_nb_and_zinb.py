@@ -210,7 +210,7 @@ assert value - 5 * error > 1, "ZINB pays where there are extra zeros"
 value, error = gains["no extra zeros"]["ZINB", "NB"]
 assert value < 5 * error, "ZINB does not pay where there are none"
 assert abs(value) < 0.01 * gains["no extra zeros"]["NB", "Poisson"][0]  # and costs little
-assert abs(found_gate - 0.3) < 0.05, "the gate is found"
+assert abs(found_gate - 0.3) < 0.014, "the gate is found"
 
 # %% [markdown]
 # NB gains tens of nats per cell over Poisson in both. ZINB gains a few where zeros were added.
@@ -310,7 +310,7 @@ assert zeros_extra > 0.3 - 5 * (0.3 * 0.7 / (800 * int(high_extra.sum()))) ** 0.
 # %%
 above = (real == 0).float().mean(0) - law("NB", real.mean(0).unsqueeze(-2))[1] > 0.1
 assert above.any()
-assert real_chosen["NB"][0][above].max() < common, "genes with more zeros have a smaller theta"
+assert (real_chosen["NB"][0][above] < common).all(), "genes with more zeros have a smaller theta"
 
 # %% [markdown]
 # ## When can extra zeros be seen?

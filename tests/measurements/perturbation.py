@@ -2,6 +2,7 @@
 
 import argparse
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -15,13 +16,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--control", default="control", help="its level without a perturbation")
     parser.add_argument("--perturbed", required=True, help="its level that is predicted")
     parser.add_argument("--labels", default="cell_type", help="column of the cell types")
+    parser.add_argument("--least", type=float, default=0.01, help="share of the cells that a gene is seen in, at least")
     parser.add_argument("--weight", type=float, default=100.0, help="weight of the alignment of latents")
 
 
 def measure(
-    adata: AnnData, *, condition: str, control: str, perturbed: str, labels: str, weight: float, seeds: int, epochs: int
+    adata: AnnData,
+    *,
+    condition: str,
+    control: str,
+    perturbed: str,
+    labels: str,
+    least: float,
+    weight: float,
+    seeds: int,
+    epochs: int,
 ) -> pd.DataFrame:
     """One row of scores for each method, as means over types and seeds, and for each type."""
+    adata = adata[:, np.asarray((adata.X > 0).mean(0)).ravel() >= least].copy()
     tables = {}
     for seed in range(seeds):
         for kind in sorted(adata.obs[labels].unique()):
