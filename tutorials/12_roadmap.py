@@ -148,7 +148,7 @@ median, share_sd = fitted()
 shared, tau = median["share"], float(median["tau"])
 theta = float(median["log_theta"].exp())
 print(f"tau {tau:.2f}, theta {theta:.2f}")
-assert abs(theta - 3.0) < 0.3, "theta is found"
+assert abs(theta - 3.0) < 0.14, "theta is found"
 
 
 def error(estimate, which):
