@@ -154,7 +154,9 @@ def _reference(source: Path) -> list[str]:
         names = [name for name in getattr(module, "__all__", []) if name not in PACKAGES and name != "__version__"]
         if package == "nn":
             names = ["Declared", "MLP", "ConditionEncoding", "OneHot", "Embedding", "Unconditioned"]
-        items = {name: getattr(module, name) for name in sorted(names)}
+        found = {name: getattr(module, name) for name in sorted(names)}
+        # A table that was imported from elsewhere has the docstring of dict alone.
+        items = {name: item for name, item in found.items() if not isinstance(item, dict)}
         new = {name: item for name, item in items.items() if id(item) not in seen}
         seen |= {id(item) for item in items.values()}
         body = "\n".join(f".. {_directive(item)}:: {title}.{name}" for name, item in new.items())
