@@ -45,7 +45,11 @@ Losses = tuple[Any, Any]
 
 
 def _subtracted(baseline: Baseline, site: ScoreSite) -> Tensor:
-    """What a baseline says of a site; one of a user may say anything."""
+    """What a baseline says of a site, in nats, broadcastable to its costs; one of a user may say anything.
+
+    Raises:
+        EstimatorError: If it is no number, and no tensor of such a shape.
+    """
     said, shape = baseline(site), list(site.cost.shape)
     try:
         value = torch.as_tensor(said).detach()

@@ -75,6 +75,7 @@ def distribution_of(role: str, part: Callable[..., Any], *arguments: Any, seen: 
 
 
 def _check_parameters(role: str, name: str, distribution: Any) -> None:
+    """Refuse parameters outside their constraints; only tensors that are held, not those that are derived."""
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     try:
@@ -83,7 +84,9 @@ def _check_parameters(role: str, name: str, distribution: Any) -> None:
         return
     for parameter, constraint in constraints.items():
         value = vars(distribution).get(parameter)
-        if value is None or torch.distributions.constraints.is_dependent(constraint) or constraint.check(value).all():
+        if not isinstance(value, Tensor) or torch.distributions.constraints.is_dependent(constraint):
+            continue
+        if constraint.check(value).all():
             continue
         raise CompositionError(
             f"expected the {role} {name} to give a {kind_of(distribution)} whose {parameter} is {spoken(constraint)}, "

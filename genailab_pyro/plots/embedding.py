@@ -31,7 +31,7 @@ def embedding(
 
     Cells are drawn in a random (seeded) order, so that no label hides another. Beyond seven labels the
     colours alone do not tell them apart: each is then written on the map, by a number of the legend, or by
-    itself where all labels are as short as one. Beyond thirty, the rarest share one grey entry.
+    itself where all labels have at most two letters. Beyond thirty, the rarest share one grey entry.
 
     Args:
         xy: Coordinates of the cells, shape ``[cells, 2]``.

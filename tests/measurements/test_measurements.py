@@ -41,6 +41,38 @@ def test_perturbation_scores_all_types_and_each(file, capsys):
         assert name in printed
 
 
+def test_no_cell_that_is_predicted_is_trained_on(file, monkeypatch):
+    trained, register = [], glp.register
+    monkeypatch.setattr(
+        glp, "register", lambda adata, **options: trained.append(adata.obs) or register(adata, **options)
+    )
+    main(["perturbation", file, *SHORT, "--condition", "perturbation", "--perturbed", "perturbation1"])
+    for kind, cells in zip(("type0", "type1"), trained, strict=True):
+        perturbed = cells[cells["perturbation"] == "perturbation1"]
+        assert set(perturbed["cell_type"]) == {"type0", "type1"} - {kind}
+        assert set(cells[cells["perturbation"] == "control"]["cell_type"]) == {"type0", "type1"}
+
+
+def test_only_a_cvae_is_told_the_batch(file, monkeypatch):
+    told, register = [], glp.register
+    monkeypatch.setattr(
+        glp, "register", lambda adata, conditions: told.append(conditions) or register(adata, conditions=conditions)
+    )
+    main(["integration", file, *SHORT, "--weights", "3"])
+    assert told == [[], ["batch"], ["batch"]]
+
+
+def test_molecules_that_are_scored_are_not_trained_on(file, monkeypatch):
+    monkeypatch.setattr(scvi_tools, "available", lambda: False)
+    halves, trained, thin, register = [], [], glp.data.thin, glp.register
+    monkeypatch.setattr(
+        glp.data, "thin", lambda *given, **options: halves.append(thin(*given, **options)) or halves[-1]
+    )
+    monkeypatch.setattr(glp, "register", lambda adata: trained.append(adata) or register(adata))
+    main(["denoising", file, *SHORT])
+    assert [cells is kept for cells, (kept, _) in zip(trained, halves, strict=True)] == [True]
+
+
 def test_an_unknown_measurement_is_answered_with_those_there_are(capsys):
     with pytest.raises(SystemExit):
         main(["nothing"])

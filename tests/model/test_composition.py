@@ -223,7 +223,28 @@ def test_what_does_not_fit_is_refused_by_name(parts, message, cells):
         glp.fit(vae(**parts), cells, max_epochs=1, progress=False)
 
 
+class Rated(dist.Poisson):
+    """A distribution of a user that holds a number beside its tensors."""
+
+    arg_constraints = {**dist.Poisson.arg_constraints, "inflation": dist.constraints.positive}  # noqa: RUF012
+
+    def __init__(self, rate):
+        super().__init__(rate, validate_args=False)
+        self.inflation = 1.0
+
+    def expand(self, batch_shape, _instance=None):
+        return Rated(self.rate.expand(batch_shape))
+
+
+class RatedLikelihood(Detected):
+    """Counts from it."""
+
+    def forward(self, features, minibatch):
+        return Rated(self.logits(features).exp()).to_event(1)
+
+
 RIGHT = {
+    "a distribution with a number": lambda: vae(likelihood=RatedLikelihood()),
     "the standard": lambda: vae(),
     "a conditional": lambda: glp.CVAE_ZINB(GENES, LATENT, 0, [8]),
     "bits": lambda: glp.BernoulliVAE(GENES, LATENT, 0, [8]),

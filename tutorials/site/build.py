@@ -25,12 +25,12 @@ TUTORIALS = Path(__file__).resolve().parent.parent
 ROOT = TUTORIALS.parent
 MATHJAX = "mathjax@3.2.2"
 PACKAGES = ("", "data", "distributions", "estimators", "experiments", "evaluation", "analysis", "plots", "report", "nn")
-KINDS = ("png", "svg")
+FORMATS = ("png", "svg")
 SAVE = """\
 import os
 from pathlib import Path
 
-for kind in {kinds}:
+for kind in {formats}:
     picture.savefig(Path(os.environ["PICTURES"]) / f"{name}.{{kind}}", dpi=200, bbox_inches="tight")
 """
 
@@ -104,7 +104,9 @@ def _tutorials(source: Path, only: Sequence[str] | None) -> list[str]:
         if only is not None and path.stem[:2] not in only:
             continue
         notebook = _notebook(path)
-        save = nbformat.v4.new_code_cell(SAVE.format(name=path.stem, kinds=KINDS), metadata={"tags": ["remove-cell"]})
+        save = nbformat.v4.new_code_cell(
+            SAVE.format(name=path.stem, formats=FORMATS), metadata={"tags": ["remove-cell"]}
+        )
         notebook.cells.append(save)
         nbformat.write(notebook, folder / f"{path.stem}.ipynb")
         names.append(f"tutorials/{path.stem}")
@@ -120,7 +122,7 @@ def _pictures(source: Path, tutorials: Sequence[str]) -> str:
     text = "# Pictures\n\nThe picture of each tutorial; it leads to the tutorial, and its formats to the files.\n"
     for page in tutorials:
         name = page.removeprefix("tutorials/")
-        files = " ".join(f'<a href="pictures/{name}.{kind}">{kind.upper()}</a>' for kind in KINDS)
+        files = " ".join(f'<a href="pictures/{name}.{kind}">{kind.upper()}</a>' for kind in FORMATS)
         picture = f'<a href="{page}.html"><img src="pictures/{name}.png" alt="{name}"></a>'
         text += f"\n<p>{picture}<br>{files}</p>\n"
     (source / "pictures.md").write_text(text)
