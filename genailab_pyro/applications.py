@@ -33,7 +33,7 @@ from genailab_pyro.evaluation import (
 from genailab_pyro.report import Report
 from genailab_pyro.report import applications as sections
 from genailab_pyro.report.applications import Told
-from genailab_pyro.report.folder import RunFolder, clear_run, earlier_run
+from genailab_pyro.report.folder import RunFolder, clear_run, earlier_run, is_unfinished
 from genailab_pyro.report.run import Map, map_cells
 from genailab_pyro.runs import load_model, read_cells
 from genailab_pyro.train.fitted import Fit, installed
@@ -65,7 +65,8 @@ class Job:
         model: The folder of a run or of a saved fit; None where a model is trained.
         others: Further files and folders that are read.
         seed: Seed of everything that is drawn.
-        overwrite: Whether what an earlier run left in the folder is removed, once all is computed.
+        overwrite: Whether what an earlier run left in the folder is removed, once all is computed, or once training
+            is ready to begin.
 
     Raises:
         FileExistsError: If the folder holds files; where it may be overwritten, if others than those of a run.
@@ -85,7 +86,7 @@ class Job:
                 raise ValueError(f"expected another folder than one that is read, {path} is in {self.folder}")
         if self.overwrite:
             earlier_run(self.folder)
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(self.folder.iterdir()) and (self.model or not is_unfinished(self.folder)):
             raise FileExistsError(
                 f"expected a new or empty folder, {self.folder} holds files; name another one with --folder, or "
                 "replace an earlier run with --overwrite"
@@ -95,6 +96,12 @@ class Job:
         """The model and the cells."""
         assert self.model is not None
         return load_model(self.model), read_cells(self.data)
+
+    def begin(self, name: str, settings: Mapping[str, Any]) -> Path:
+        """Where a model that is trained leaves its state; an interrupted job with the same settings goes on there."""
+        if self.overwrite:
+            clear_run(self.folder)
+        return RunFolder.of(self.folder, self._config(name, settings)).path / "state"
 
     def report(self, title: str, summary: str) -> Report:
         """An empty report."""
@@ -112,12 +119,9 @@ class Job:
         trained: Fit | None = None,
     ) -> ApplicationResult:
         """Write the folder; the report comes last, as the sign that all of it is there."""
-        if self.overwrite:
+        if self.overwrite and trained is None:
             clear_run(self.folder)
-        out = RunFolder(self.folder)
-        read = {"model": self.model, "data": self.data}
-        places = {what: str(path.resolve()) for what, path in read.items() if path is not None}
-        out.config({"application": name, **places, **settings, "seed": self.seed})
+        out = RunFolder.of(self.folder, self._config(name, settings))
         for title, table in tables.items():
             out.table(title, table)
         if trained is not None:
@@ -130,6 +134,11 @@ class Job:
                 out.figure(title, figure)
         report.write(out.path / "report.html")
         return ApplicationResult([line for part in told for line in part.findings], out.path)
+
+    def _config(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        read = {"model": self.model, "data": self.data}
+        places = {what: str(path.resolve()) for what, path in read.items() if path is not None}
+        return {"application": name, **places, **settings, "seed": self.seed}
 
 
 def _writable(obs: pd.DataFrame) -> pd.DataFrame:

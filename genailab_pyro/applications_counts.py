@@ -34,7 +34,7 @@ from genailab_pyro.report.applications import Told
 from genailab_pyro.report.applications_counts import MODEL
 from genailab_pyro.report.html import Report
 from genailab_pyro.runs import read_cells, select_cells
-from genailab_pyro.train.fit import fit
+from genailab_pyro.train.fit import fit_whole
 from genailab_pyro.train.fitted import Fit
 from genailab_pyro.train.settings import Training
 
@@ -65,6 +65,7 @@ def run_recovery(
         progress: Whether to show a line of progress.
 
     Raises:
+        KeyboardInterrupt: After Ctrl-C; the same call goes on.
         ValueError: If the cells do not fit the settings.
     """
     adata = read_cells(job.data)
@@ -75,7 +76,12 @@ def run_recovery(
     first, second = (half[kept].copy() for half in halves)
     cells = register(first, conditions=settings.conditions, continuous=settings.continuous)
     vae = model.build(cells, seed=job.seed)
-    fitted = fit(vae, cells, training=Training(max_epochs=max_epochs), seed=job.seed, progress=progress)
+    chosen = {"fraction": fraction, "model": asdict(model), "max_epochs": max_epochs, "counts": settings.counts}
+    chosen |= {"conditions": [*settings.conditions], "continuous": [*settings.continuous]}
+    chosen |= {"preprocess": None if settings.preprocess is None else asdict(settings.preprocess)}
+    training = Training(max_epochs=max_epochs)
+    state = job.begin("recover", chosen)
+    fitted = fit_whole(vae, cells, run_folder=state, training=training, seed=job.seed, progress=progress)
     shares = {model.name: fitted.expression(cells, seed=job.seed)}
     scores = denoising_scores(shares, second, references=first.X)
     report = job.report(
@@ -86,9 +92,6 @@ def run_recovery(
     told = sections.recovery_section(report, scores, name=model.name, fraction=fraction)
     annotated = annotate(fitted, first, seed=job.seed)
     annotated.layers["held_back"] = second.X
-    chosen = {"fraction": fraction, "model_name": model.name, "max_epochs": max_epochs, "counts": settings.counts}
-    chosen |= {"conditions": [*settings.conditions], "continuous": [*settings.continuous]}
-    chosen |= {"preprocess": None if settings.preprocess is None else asdict(settings.preprocess)}
     tables = {"scores": scores, "metrics": fitted.history.set_index("epoch")}
     return job.finish("recover", report, [told], tables=tables, settings=chosen, cells=annotated, trained=fitted)
 

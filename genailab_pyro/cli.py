@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer.core import TyperGroup
 
 from genailab_pyro.__about__ import __version__
@@ -19,6 +17,7 @@ from genailab_pyro.cli_applications import APPLICATIONS
 from genailab_pyro.cli_estimators import COMPARE_EXAMPLES, ESTIMATORS_EXAMPLES, compare, estimators
 from genailab_pyro.cli_lab import LAB_EXAMPLES, lab
 from genailab_pyro.cli_options import (
+    INTERRUPTED,
     Conditions,
     Continuous,
     Counts,
@@ -32,12 +31,12 @@ from genailab_pyro.cli_options import (
     Quiet,
     Seed,
     SizeFactor,
+    going_on,
     number_of,
     pair,
     pairs,
+    say_error,
 )
-
-INTERRUPTED = 130
 
 
 class Commands(TyperGroup):
@@ -55,7 +54,7 @@ class Commands(TyperGroup):
             except (ValueError, TypeError, KeyError, OSError, ArithmeticError) as error:
                 if ctx.params["traceback"] or isinstance(error, BrokenPipeError):
                     raise
-                _say_error("error", _sentence(error))
+                say_error("error", _sentence(error))
                 raise typer.Exit(1) from None
 
 
@@ -107,7 +106,8 @@ def demo(
 ) -> None:
     """Fit four models to real blood cells that come with the package, compare them, and write a report.
 
-    It needs no data and no network, and takes a few minutes.
+    It needs no data and no network, and takes a few minutes. After an interruption
+    the same command goes on.
     """
     from genailab_pyro.demo import run_demo
     from genailab_pyro.report.folder import clear_run
@@ -115,7 +115,8 @@ def demo(
 
     if overwrite:
         clear_run(folder)
-    result = run_demo(folder, seed=seed, max_epochs=max_epochs, progress=not quiet)
+    with going_on():
+        result = run_demo(folder, seed=seed, max_epochs=max_epochs, progress=not quiet)
     print_result(
         result.folder, result.scores.filter(regex="elbo|log_likelihood|difference|active|purity$"), result.findings
     )
@@ -239,9 +240,7 @@ def evaluate(
     cells = read_cells(data)
     cells = cells if only is None else select_cells(cells, *pair(only, "--only", "split=held-out"))
     if "train" in set(cells.obs.get("split", ())):
-        _say_error(
-            "warning", "obs['split'] says that some cells were trained on; leave them out: --only split=held-out"
-        )
+        say_error("warning", "obs['split'] says that some cells were trained on; leave them out: --only split=held-out")
     scores = score(fits, cells, num_particles=particles, seed=seed)
     print_scores(scores, f"{cells.n_obs:,} cells")
     if csv is not None:
@@ -326,13 +325,8 @@ app.command(epilog=ESTIMATORS_EXAMPLES)(estimators)
 app.command(epilog=LAB_EXAMPLES)(lab)
 
 
-def _say_error(kind: str, message: object) -> None:
-    text = " ".join(str(message).split())
-    Console(stderr=True, highlight=False).print(f"[bold red]{kind}:[/] {escape(text)}", soft_wrap=True)
-
-
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    _say_error("warning", message)
+    say_error("warning", message)
 
 
 def _held_out(text: str) -> dict[str, Any]:
@@ -353,7 +347,7 @@ def _finish(folder: Path, begin: Callable[[], Any]) -> None:
             raise
         result = None
     if result is None or result.fit.interrupted:
-        _say_error("interrupted", f"go on with: genailab-pyro resume {folder}")
+        say_error("interrupted", f"go on with: genailab-pyro resume {folder}")
         raise typer.Exit(INTERRUPTED)
     print_result(result.folder, result.scores, () if result.diagnosis is None else result.diagnosis.verdict)
 

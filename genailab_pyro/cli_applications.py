@@ -18,6 +18,7 @@ from genailab_pyro.cli_options import (
     Overwrite,
     Quiet,
     Seed,
+    going_on,
     number_of,
     pair,
     pairs,
@@ -88,7 +89,7 @@ def recover(
 
     Beside the model stand no denoising, an average over near neighbours, and the
     mean of all cells. The folder gets report.html, scores.csv, cells.h5ad, model/
-    and figures/.
+    and figures/. After an interruption the same command goes on.
     """
     from genailab_pyro.applications import Job
     from genailab_pyro.applications_counts import run_recovery
@@ -102,7 +103,9 @@ def recover(
     )
     job = Job(data, folder, seed=seed, overwrite=overwrite)
     chosen = ModelSettings(name=model)
-    _show(run_recovery(job, settings, chosen, fraction=fraction, max_epochs=max_epochs, progress=not quiet))
+    with going_on():
+        result = run_recovery(job, settings, chosen, fraction=fraction, max_epochs=max_epochs, progress=not quiet)
+    _show(result)
 
 
 def predict(

@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from genailab_pyro.cli_options import Conditions, Continuous, Counts, Folder, Overwrite, Quiet, Seed, SizeFactor
+from genailab_pyro.cli_options import (
+    Conditions,
+    Continuous,
+    Counts,
+    Folder,
+    Overwrite,
+    Quiet,
+    Seed,
+    SizeFactor,
+    going_on,
+)
 
 COMPARE_EXAMPLES = (
     "Examples:\n\ngenailab-pyro compare --folder runs/compare\n\n"
@@ -41,7 +51,8 @@ def compare(
 
     At the beginning, in the middle and at the end of a training run, and with
     --race also how well each estimator trains. The folder gets report.html,
-    comparison.csv, comparison.nc and figures/.
+    comparison.csv, comparison.nc and figures/. After an interruption the same
+    command goes on.
     """
     from genailab_pyro.comparing import run_comparison
     from genailab_pyro.configuration import DataSettings, ModelSettings
@@ -54,18 +65,19 @@ def compare(
         continuous=tuple(continuous or ()),
         size_factor=size_factor,
     )
-    result = run_comparison(
-        folder,
-        settings,
-        ModelSettings(name=model),
-        estimators=estimator or (),
-        num_draws=draws,
-        num_seeds=race,
-        max_epochs=max_epochs,
-        seed=seed,
-        overwrite=overwrite,
-        callback=None if quiet else say,
-    )
+    with going_on():
+        result = run_comparison(
+            folder,
+            settings,
+            ModelSettings(name=model),
+            estimators=estimator or (),
+            num_draws=draws,
+            num_seeds=race,
+            max_epochs=max_epochs,
+            seed=seed,
+            overwrite=overwrite,
+            callback=None if quiet else say,
+        )
     print_comparison(result.comparison, result.race)
     for line in result.findings:
         say(line)

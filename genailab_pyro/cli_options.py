@@ -1,11 +1,15 @@
 """Options that several commands of the command line share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
+INTERRUPTED = 130
 Folder = Annotated[Path, typer.Option(help="A new or empty folder for everything that comes out.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
@@ -57,3 +61,19 @@ def number_of(text: str, name: str) -> float:
         return float(text)
     except ValueError:
         raise typer.BadParameter(f"expected a number for {name}, got {text!r}") from None
+
+
+def say_error(kind: str, message: object) -> None:
+    """One line on the standard error: what it is of, and what is wrong."""
+    text = " ".join(str(message).split())
+    Console(stderr=True, highlight=False).print(f"[bold red]{kind}:[/] {escape(text)}", soft_wrap=True)
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Tell, after Ctrl-C, how to go on with a job whose state is in its folder."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say_error("interrupted", "go on with the same command, without --overwrite")
+        raise typer.Exit(INTERRUPTED) from None

@@ -1,7 +1,7 @@
 """The job of the command ``compare``: estimators measured on one model, and a folder of what came out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -83,7 +83,7 @@ def run_comparison(
     ``figures/`` and ``report.html``.
 
     Args:
-        folder: A new or empty folder.
+        folder: A new or empty folder, or one in which the same comparison was interrupted: it goes on.
         settings: The cells; None for the blood cells that come with the package.
         model: The model; None for ``CVAE_NB``.
         estimators: Names in ``estimators.table()``; empty for the standard ones.
@@ -96,7 +96,7 @@ def run_comparison(
 
     Raises:
         EstimatorError: If an estimator cannot be used with the model.
-        FileExistsError: If the folder holds files.
+        FileExistsError: If the folder holds other files.
         ValueError: If the cells do not fit the settings.
     """
     settings, model = settings or DataSettings(), model or ModelSettings()
@@ -105,22 +105,36 @@ def run_comparison(
     chosen = [*estimators] or standard_estimators(vae, cells)
     training = Training(max_epochs=max_epochs)
     few = sample(cells, 8, seed=0, device=next(vae.parameters()).device)
-    check_usable(vae, named_estimators(chosen), few)
+    named = named_estimators(chosen)
+    check_usable(vae, named, few)
     if overwrite:
         clear_run(folder)
-    out = RunFolder(folder)
-    compared = compare_estimators(
-        vae, cells, chosen, num_draws=num_draws, training=training, seed=seed, callback=callback
-    )
-    compared.save(out.path / "comparison.nc")  # before what takes longer
-    out.table("comparison", compared.to_dataframe())
+    what = {"data": {**asdict(settings), "path": settings.path or "pbmc68k"}, "model": asdict(model)}
+    how = {"estimators": [*named], "num_draws": num_draws, "race": num_seeds, "training": training.to_json()}
+    out = RunFolder.of(folder, {**what, **how, "seed": seed})
+    saved = out.path / "comparison.nc"
+    if saved.exists():
+        compared = EstimatorComparison.load(saved)
+    else:
+        compared = compare_estimators(
+            vae, cells, chosen, num_draws=num_draws, training=training, seed=seed, callback=callback
+        )
+        compared.save(saved)
+        out.table("comparison", compared.to_dataframe())
     raced = None
     if num_seeds:
         raced = race_estimators(
-            vae, cells, chosen, num_seeds=num_seeds, max_epochs=max_epochs, seed=seed, callback=callback
+            vae,
+            cells,
+            chosen,
+            num_seeds=num_seeds,
+            max_epochs=max_epochs,
+            seed=seed,
+            run_folder=out.path / "state",
+            callback=callback,
         )
     result = ComparisonResult(compared, raced, out.path)
-    _write(out, result, settings, model, cells, training)
+    _write(out, result, model, cells)
     return result
 
 
@@ -139,28 +153,10 @@ def _cells(settings: DataSettings) -> Cells:
 def _write(
     out: RunFolder,
     result: ComparisonResult,
-    settings: DataSettings,
     model: ModelSettings,
     cells: Cells,
-    training: Training,
 ) -> None:
     attrs = result.comparison.dataset.attrs
-    out.config(
-        {
-            "data": {
-                "path": settings.path or "pbmc68k",
-                "counts": settings.counts,
-                "conditions": [*settings.conditions],
-                "continuous": [*settings.continuous],
-                "size_factor": settings.size_factor,
-            },
-            "model": {"name": model.name},
-            "estimators": [str(name) for name in result.comparison.dataset["estimator"].values],
-            "race": None if result.race is None else {"num_seeds": result.race.dataset.sizes["seed"]},
-            "training": training.to_json(),
-            **{name: attrs[name] for name in ("num_draws", "minibatch_size", "seed", "reference")},
-        }
-    )
     report = Report(
         f"Gradient estimators on {model.name}",
         f"{result.comparison.dataset.sizes['estimator']} estimators of the gradient of a bound, on counts of "

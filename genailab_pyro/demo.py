@@ -22,8 +22,9 @@ from genailab_pyro.report import Report, model_card, sections
 from genailab_pyro.report.comparison import comparison_section, findings
 from genailab_pyro.report.folder import RunFolder
 from genailab_pyro.report.terminal import say
-from genailab_pyro.train.fit import fit
+from genailab_pyro.train.fit import fit_whole
 from genailab_pyro.train.fitted import Fit
+from genailab_pyro.train.settings import Training
 
 LABELS = "bulk_labels"
 MAIN = "NB pathwise"
@@ -70,15 +71,17 @@ def run_demo(folder: str | Path, *, seed: int = 0, max_epochs: int | None = None
     """Fit negative binomial and zero-inflated models to the embedded counts, by three estimators, and report.
 
     Args:
-        folder: A new or empty folder.
+        folder: A new or empty folder, or one in which a demo of the same seed and epochs was interrupted: it goes on.
         seed: Seed of everything.
         max_epochs: Epochs of each fit; None for as many as `fit` chooses.
         progress: Whether to show a line of progress.
 
     Raises:
-        FileExistsError: If the folder holds files.
+        FileExistsError: If the folder holds other files.
+        KeyboardInterrupt: After Ctrl-C; the same call goes on.
     """
-    out = RunFolder(folder)
+    settings = Training(max_epochs=max_epochs)
+    out = RunFolder.of(folder, _config(settings, seed))
     training, held_out = split_every_tenth(data.preprocess(data.pbmc68k()))
     cells = register(training, labels=LABELS)
     fits = {}
@@ -86,7 +89,8 @@ def run_demo(folder: str | Path, *, seed: int = 0, max_epochs: int | None = None
         if progress:
             say(f"Fitting {name}")
         vae = model.from_registration(cells, seed=seed)
-        fits[name] = fit(vae, cells, estimator, seed=seed, progress=progress, max_epochs=max_epochs)
+        state = out.path / "state" / name.replace(" ", "-")
+        fits[name] = fit_whole(vae, cells, estimator, run_folder=state, training=settings, seed=seed, progress=progress)
     test = cells.registration.bind(held_out)
     scores = score(fits, test, seed=seed)
     if progress:
@@ -146,19 +150,18 @@ def _write(
     report, figures = _report(result, cells, annotated, seed=seed)
     for name, figure in figures.items():
         out.figure(name, figure)
-    out.config(_config(result, seed))
     out.metrics(result.scores)
     out.model(main)
     out.cells(annotated)
-    report.write(out.path / "report.html")
     _card(out.path / "MODEL_CARD.md", result, cells, test, seed)
+    report.write(out.path / "report.html")
 
 
-def _config(result: DemoResult, seed: int) -> dict[str, Any]:
+def _config(training: Training, seed: int) -> dict[str, Any]:
     return {
         "data": {"name": "pbmc68k", "held_out": "every tenth cell", "labels": LABELS},
         "fits": {name: {"model": model.__name__, "estimator": estimator} for name, (model, estimator) in FITS.items()},
-        "training": result.fits[MAIN].training.to_json(),
+        "training": training.to_json(),
         "seed": seed,
     }
 

@@ -17,7 +17,7 @@ from scipy import sparse
 from typer.testing import CliRunner
 
 import genailab_pyro as glp
-from genailab_pyro import cli, estimators, runs
+from genailab_pyro import cli, comparing, estimators, runs
 from genailab_pyro.configuration import Configuration
 from genailab_pyro.report import run
 from genailab_pyro.train.checkpoint import fingerprint
@@ -490,7 +490,7 @@ def test_estimators_are_compared_and_raced_on_a_file(data, tmp_path):
     folder = tmp_path / "compared"
     shown = passed("compare", data, "--condition", "batch", *options, "--folder", folder, "--quiet").stdout
     assert {path.name for path in folder.iterdir()} == {
-        *("config.yaml", "comparison.nc", "comparison.csv", "race.nc", "race.csv", "figures", "report.html")
+        *("config.yaml", "comparison.nc", "comparison.csv", "race.nc", "race.csv", "figures", "report.html", "state")
     }
     loaded = glp.EstimatorComparison.load(folder / "comparison.nc")
     assert [*loaded.dataset["estimator"].values] == ["pathwise", "score"]
@@ -503,6 +503,33 @@ def test_estimators_are_compared_and_raced_on_a_file(data, tmp_path):
     again = passed("compare", data, *options[:6], "--max-epochs", 1, "--folder", folder, "--quiet", "--overwrite")
     assert not (folder / "race.nc").exists()
     assert str(folder / "report.html") in again.stdout
+
+
+def test_an_interrupted_comparison_goes_on_with_the_same_command(data, tmp_path, monkeypatch):
+    folder, race = tmp_path / "compared", comparing.race_estimators
+    options = ["compare", data, "--estimator", "pathwise", "--draws", 8, "--max-epochs", 2, "--folder", folder]
+
+    def never(*arguments, **changes):
+        raise AssertionError
+
+    def stop(line):
+        if "seed 1" in line:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(comparing, "race_estimators", lambda *a, callback, **o: race(*a, callback=stop, **o))
+        message = refused(*options, "--race", 2, code=cli.INTERRUPTED)
+    assert "go on with the same command" in message
+    measured = folder / "state" / "runs.json"
+    before = json.loads(measured.read_text())["measured"]
+    assert "expected a new or empty folder" in refused(*options, "--race", 3, "--quiet")
+    with monkeypatch.context() as patched:
+        patched.setattr(comparing, "compare_estimators", never)
+        passed(*options, "--race", 2)
+    after = json.loads(measured.read_text())["measured"]
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 1
+    assert (folder / "report.html").exists()
 
 
 def test_an_estimator_that_a_model_cannot_have_is_refused_before_the_folder_is_made(data, tmp_path):

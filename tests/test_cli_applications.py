@@ -14,6 +14,7 @@ from genailab_pyro import applications, cli
 from genailab_pyro import applications_counts as jobs
 from genailab_pyro.report import applications_counts, html
 from genailab_pyro.report.run import Map
+from genailab_pyro.train.run import Run
 
 
 def command(*arguments):
@@ -102,6 +103,34 @@ def test_recovery_stands_beside_references(files, tmp_path):
     assert ((cells.X + cells.layers["held_back"]) != whole[cells.obs_names].X).nnz == 0
     assert glp.load(folder / "model").registration.conditions[0].name == "batch"
     assert (folder / "figures" / "recovery.png").exists()
+
+
+def test_an_interrupted_recovery_is_not_scored_and_goes_on_with_the_same_command(files, tmp_path, monkeypatch):
+    epoch, epochs = Run.epoch, []
+
+    def counted(self):
+        if len(epochs) == 2:
+            raise KeyboardInterrupt
+        epochs.append(self)
+        return epoch(self)
+
+    folder = tmp_path / "recover"
+    options = ("recover", files / "cells.h5ad", "--max-epochs", 3, "--folder", folder, "--quiet")
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "epoch", counted)
+        assert "go on with the same command" in refused(*options, code=cli.INTERRUPTED)
+    assert {path.name for path in folder.iterdir()} == {"config.yaml", "state"}
+    other = ("integrate", files / "model", files / "cells.h5ad", "--batch", "batch", "--folder", folder)
+    assert "holds files" in refused(*other)
+    assert "holds files" in refused(*options, "--seed", 1)
+    passed(*options)
+    assert list(pd.read_csv(folder / "metrics.csv")["epoch"]) == [1, 2, 3]
+    whole = tmp_path / "whole"
+    passed(*(whole if option is folder else option for option in options))
+    assert (folder / "scores.csv").read_text() == (whole / "scores.csv").read_text()
+    assert "holds files" in refused(*options)
+    passed(*options, "--overwrite")
+    assert (folder / "scores.csv").read_text() == (whole / "scores.csv").read_text()
 
 
 def test_a_prediction_is_scored_beside_references(files, tmp_path):

@@ -1,5 +1,7 @@
 """Training runs of several estimators side by side, scored by one held-out bound."""
 
+import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +17,15 @@ from genailab_pyro.data.cells import Cells
 from genailab_pyro.estimators import Estimator
 from genailab_pyro.experiments.compare import named_estimators
 from genailab_pyro.experiments.comparison import read_dataset, write_dataset
+from genailab_pyro.experiments.ledger import Ledger
 from genailab_pyro.experiments.trajectory import Snapshot, check_usable, load, sample, trajectory
 from genailab_pyro.model.vae import VAE
+from genailab_pyro.train.checkpoint import fingerprint
 from genailab_pyro.train.fit import check_arguments
 from genailab_pyro.train.fitted import Fit
 from genailab_pyro.train.settings import Training
+
+RUNS = "runs.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +101,7 @@ class Race:
         return cls(read_dataset(path))
 
 
-def race(
+def race(  # noqa: PLR0913
     vae: VAE,
     cells: Cells,
     estimators: Sequence[str | Estimator],
@@ -106,6 +112,7 @@ def race(
     num_particles: int = 100,
     num_points: int = 8,
     seed: int = 0,
+    run_folder: str | Path | None = None,
     callback: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Race:
@@ -125,6 +132,8 @@ def race(
         num_particles: Draws per cell of the importance-weighted bound.
         num_points: Points of the curves, the untrained weights beside them.
         seed: Seed of the first run; the others have those after it.
+        run_folder: Where each run leaves its bounds; a race that was interrupted, or is to have more seeds or
+            estimators, does not repeat the runs that are there.
         callback: Called with a line on what is being done.
         settings: Fields of `Training`. All epochs are run: ``patience`` has no effect.
 
@@ -133,7 +142,7 @@ def race(
 
     Raises:
         EstimatorError: If an estimator cannot be used with the VAE; before anything is done.
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or the folder holds runs of another VAE, cells or settings.
 
     Example:
         >>> import genailab_pyro as glp
@@ -155,9 +164,17 @@ def race(
         replace(training, learning_rate=rate)  # refuses a rate out of range before any work is done
     seen, test = cells.split(held_out, seed=0) if isinstance(held_out, (int, float)) else (cells, held_out)
     _check_unseen(seen, test)
-    track = _Track(vae, seen, test, training, num_particles, seed, callback or (lambda line: None))
     check_usable(vae, named, sample(seen, 8, seed=0, device=next(vae.parameters()).device))
     shares = [position / num_points for position in range(num_points + 1)]
+    of = {
+        "model": _digest(vae),
+        "cells": fingerprint(seen),
+        "held-out cells": fingerprint(test),
+        "training settings": training.to_json(),
+        "points and particles": [num_points, num_particles],
+    }
+    ledger = Ledger(None if run_folder is None else Path(run_folder) / RUNS, of)
+    track = _Track(vae, seen, test, training, num_particles, seed, ledger, callback or (lambda line: None))
     runs = []
     for name, estimator in named.items():
         tuning, rate = track.tune(name, estimator, learning_rates)
@@ -166,6 +183,19 @@ def race(
     dataset = xr.concat(runs, xr.Variable("estimator", [*named])).assign_coords(candidate=[*learning_rates])
     dataset.attrs |= {"num_particles": num_particles, "num_held_out": len(test), "model": type(vae).__name__}
     return Race(dataset)
+
+
+def _words(thing: Any) -> str:
+    """How something describes itself, in any process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
+
+
+def _digest(vae: VAE) -> str:
+    """What tells a VAE from another one: its parts and weights."""
+    digest = hashlib.sha256(_words(vae).encode())
+    for name, value in vae.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check_unseen(seen: Cells, test: Cells) -> None:
@@ -193,6 +223,7 @@ class _Track:
     training: Training
     num_particles: int
     seed: int
+    ledger: Ledger
     say: Callable[[str], None]
 
     def tune(self, name: str, estimator: Estimator, rates: Sequence[float]) -> tuple[list[float], float]:
@@ -203,13 +234,8 @@ class _Track:
         scores = []
         for rate in rates:
             self.say(f"{name}: trying the learning rate {rate:g}")
-            settings = replace(self.training, learning_rate=rate)
-            try:
-                (last,) = trajectory(self.vae, rest, estimator, settings, [1.0], seed=self.seed + 1_000)
-            except ArithmeticError:  # it diverged, which tells that the rate is too high
-                scores.append(np.nan)
-            else:
-                scores.append(self._bound(last, estimator, validation))
+            found = self._run(estimator, rate, self.seed + 1_000, [1.0], rest, validation)
+            scores.append(found["bound"][0])  # NaN if it diverged, which tells that the rate is too high
         if np.isnan(scores).all():
             self.say(f"{name}: diverged at each of the learning rates {rates!r}; add a lower one")
             return scores, min(rates)
@@ -217,22 +243,35 @@ class _Track:
 
     def runs(self, name: str, estimator: Estimator, rate: float, num_seeds: int, shares: Sequence[float]) -> xr.Dataset:
         """The bound of the held-out cells along the runs of all seeds."""
-        settings = replace(self.training, learning_rate=rate)
-        values: dict[str, list[list[float]]] = {"bound": [], "step": [], "seconds": []}
+        runs = []
         for seed in range(self.seed, self.seed + num_seeds):
             self.say(f"{name}: seed {seed} ({seed - self.seed + 1} of {num_seeds}) at the learning rate {rate:g}")
-            try:
-                snapshots = trajectory(self.vae, self.seen, estimator, settings, shares, seed=seed)
-            except ArithmeticError:
+            runs.append(self._run(estimator, rate, seed, shares, self.seen, self.test))
+            if np.isnan(runs[-1]["bound"]).all():
                 self.say(f"{name}: seed {seed} diverged at the learning rate {rate:g}")
-                for column in values.values():
-                    column.append([np.nan] * len(shares))
-                continue
-            values["bound"].append([self._bound(snapshot, estimator, self.test) for snapshot in snapshots])
-            values["step"].append([float(snapshot.step) for snapshot in snapshots])
-            values["seconds"].append([snapshot.seconds for snapshot in snapshots])
         coordinates = {"seed": range(self.seed, self.seed + num_seeds), "share": [*shares]}
-        return xr.Dataset({key: (("seed", "share"), value) for key, value in values.items()}, coords=coordinates)
+        values = {key: (("seed", "share"), [run[key] for run in runs]) for key in ("bound", "step", "seconds")}
+        return xr.Dataset(values, coords=coordinates)
+
+    def _run(
+        self, estimator: Estimator, rate: float, seed: int, shares: Sequence[float], cells: Cells, scored: Cells
+    ) -> dict[str, list[float]]:
+        """The bound, step and seconds at some shares of a run; NaN if it diverged."""
+
+        def measured() -> dict[str, list[float]]:
+            settings = replace(self.training, learning_rate=rate)
+            try:
+                snapshots = trajectory(self.vae, cells, estimator, settings, shares, seed=seed)
+            except ArithmeticError:
+                return dict.fromkeys(("bound", "step", "seconds"), [np.nan] * len(shares))
+            return {
+                "bound": [self._bound(snapshot, estimator, scored) for snapshot in snapshots],
+                "step": [float(snapshot.step) for snapshot in snapshots],
+                "seconds": [snapshot.seconds for snapshot in snapshots],
+            }
+
+        what = "tuning" if scored is not self.test else "seed"
+        return self.ledger.measure(f"{_words(estimator)}, learning rate {rate!r}, {what} {seed}", measured)
 
     def _bound(self, snapshot: Snapshot, estimator: Estimator, cells: Cells) -> float:
         fitted = Fit(

@@ -60,6 +60,11 @@ def earlier_run(path: str | Path) -> list[str]:
     return found
 
 
+def is_unfinished(path: Path) -> bool:
+    """Whether a folder is that of a job that has begun, and has not come to its report."""
+    return (path / "config.yaml").is_file() and not (path / "report.html").exists()
+
+
 class RunFolder:
     """The files of a run: configuration, tables, the model, annotated cells, figures, a report and a model card.
 
@@ -75,13 +80,27 @@ class RunFolder:
         self.path = Path(path)
         if not going_on and self.path.exists() and any(self.path.iterdir()):
             raise FileExistsError(
-                f"expected a new or empty folder, {self.path} holds files; name another one with --folder"
+                f"expected a new or empty folder, {self.path} holds files; name another one with --folder, or replace "
+                "an earlier run with --overwrite"
             )
         self.path.mkdir(parents=True, exist_ok=True)
 
+    @classmethod
+    def of(cls, path: str | Path, content: Mapping[str, Any]) -> "RunFolder":
+        """The folder of a job with a configuration: a new one, or that in which the same job was interrupted.
+
+        Raises:
+            FileExistsError: If it holds another job, or one that came to its end.
+        """
+        path = Path(path)
+        same = is_unfinished(path) and (path / "config.yaml").read_text() == _yaml(content)
+        out = cls(path, going_on=same)
+        out.config(content)
+        return out
+
     def config(self, content: Mapping[str, Any]) -> Path:
         """Write the resolved configuration."""
-        return write_whole(self.path / "config.yaml", yaml.safe_dump(dict(content), sort_keys=False))
+        return write_whole(self.path / "config.yaml", _yaml(content))
 
     def metrics(self, table: pd.DataFrame) -> Path:
         """Write a table of scores, or the history of a run."""
@@ -111,3 +130,7 @@ class RunFolder:
         path.parent.mkdir(exist_ok=True)
         figure.savefig(path, dpi=150, facecolor="white")
         return path
+
+
+def _yaml(content: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(content), sort_keys=False)

@@ -16,7 +16,7 @@ from genailab_pyro.model.check import check_pair
 from genailab_pyro.model.composition import check_composition
 from genailab_pyro.model.penalties import Penalty
 from genailab_pyro.model.vae import VAE
-from genailab_pyro.train.checkpoint import declare_run, read_run, restore_state, save_state
+from genailab_pyro.train.checkpoint import RUN, declare_run, read_run, restore_state, save_state
 from genailab_pyro.train.fitted import Fit
 from genailab_pyro.train.objective import NonFiniteLossError, explain
 from genailab_pyro.train.optim import NonFiniteGradientError
@@ -146,6 +146,30 @@ def resume(
         )
         restore_state(folder, run)
         return _train(run, cells, declared["estimator"], folder, callback=callback, progress=progress)
+
+
+def fit_whole(
+    vae: VAE, cells: Cells, estimator: str | Estimator = "pathwise", *, run_folder: Path, **options: Any
+) -> Fit:
+    """Train to the end, going on with what an interrupted call has left in the folder: part of a longer job.
+
+    Args:
+        vae: As for `fit`, and the same as in the call that was interrupted, as all of these are.
+        cells: Registered cells.
+        estimator: A name, or an `Estimator`.
+        run_folder: Where each epoch leaves its state.
+        options: Further arguments of `fit`; of a run that goes on only ``progress`` is looked at.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C; a fit so far would pass for one that is whole.
+    """
+    if (run_folder / RUN).is_file():
+        fitted = resume(run_folder, cells, progress=options.get("progress", True))
+    else:
+        fitted = fit(vae, cells, estimator, run_folder=run_folder, **options)
+    if fitted.interrupted:
+        raise KeyboardInterrupt
+    return fitted
 
 
 def _train(

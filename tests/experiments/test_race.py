@@ -339,3 +339,64 @@ class TestRefusals:
         with pytest.raises(ValueError, match=message):
             run(estimators, callback=said.append, **options)
         assert said == []
+
+
+class TestARaceThatWasInterrupted:
+    """It keeps the runs that were done."""
+
+    CHANGES = {"num_seeds": 2, "learning_rates": RATES}  # noqa: RUF012
+
+    def test_goes_on_to_the_same_bounds(self, run, tmp_path, trained_on, monkeypatch):
+        whole = run(["pathwise", "score"], **self.CHANGES)
+        assert len(trained_on) == 8
+        log_likelihood, calls = glp.Fit.log_likelihood, []
+
+        def interrupted(self, *args, **options):
+            calls.append(self)
+            if len(calls) == 8:  # within the second run of the first estimator: two for the rates, three a run
+                raise KeyboardInterrupt
+            return log_likelihood(self, *args, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(glp.Fit, "log_likelihood", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run(["pathwise", "score"], run_folder=tmp_path / "state", **self.CHANGES)
+        trained_on.clear()
+        again = run(["pathwise", "score"], run_folder=tmp_path / "state", **self.CHANGES)
+        assert len(trained_on) == 5
+        xr.testing.assert_identical(again.dataset.drop_vars("seconds"), whole.dataset.drop_vars("seconds"))
+
+    def test_may_be_given_more_seeds_and_estimators(self, run, tmp_path, trained_on):
+        run(["pathwise"], run_folder=tmp_path)
+        more = run(["score", "pathwise"], num_seeds=2, run_folder=tmp_path)
+        assert len(trained_on) == 4
+        assert more.dataset.sizes["seed"] == 2
+
+    def test_keeps_that_a_run_diverged(self, run, tmp_path, trained_on):
+        for _ in range(2):
+            with np.errstate(all="ignore"):
+                raced = run(["pathwise"], learning_rates=[1e12], run_folder=tmp_path)
+            assert raced.to_dataframe().loc["pathwise", "diverged"] == 1
+        assert len(trained_on) == 1
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            ({"max_epochs": 5}, "training settings"),
+            ({"held_out": 0.3}, "cells, held-out cells"),
+            ({"num_particles": 4}, "points and particles"),
+            ({"vae": "zero-inflated"}, "model"),
+        ],
+    )
+    def test_is_not_taken_for_another(self, run, tmp_path, change, named):
+        run(["pathwise"], run_folder=tmp_path)
+        with pytest.raises(ValueError, match=f"to be of the same {named}, got those of others"):
+            run(["pathwise"], run_folder=tmp_path, **change)
+
+    def test_is_another_by_other_weights(self, run, vaes, tmp_path):
+        run(["pathwise"], run_folder=tmp_path)
+        other = copy.deepcopy(vaes["plain"])
+        with torch.no_grad():
+            next(other.parameters()).add_(1e-3)
+        with pytest.raises(ValueError, match="to be of the same model"):
+            run(["pathwise"], vae=other, run_folder=tmp_path)

@@ -1,0 +1,45 @@
+"""What a long experiment has measured so far, in a file that outlives it."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from genailab_pyro.train.storage import read_json, write_json
+
+
+class Ledger:
+    """Measurements by name; each is written down as soon as it is made, and not made again.
+
+    Args:
+        path: The file; None to keep nothing.
+        of: What is measured, in plain JSON types; measurements of something else are not taken for these.
+
+    Raises:
+        ValueError: If the file holds measurements of something else, or is damaged.
+    """
+
+    def __init__(self, path: Path | None, of: Mapping[str, Any]) -> None:
+        self.path = path
+        of = json.loads(json.dumps(of))  # as it is read back
+        self.content: dict[str, Any] = {"of": of, "measured": {}}
+        if path is None or not path.exists():
+            return
+        found = read_json(path)
+        differ = [name for name, value in of.items() if found.get("of", {}).get(name) != value]
+        if differ:
+            raise ValueError(
+                f"expected the measurements in {path} to be of the same {', '.join(differ)}, got those of others; name "
+                "another folder, or remove this file"
+            )
+        self.content["measured"] = found["measured"]
+
+    def measure(self, name: str, measurement: Callable[[], Any]) -> Any:
+        """What was measured under a name before, or is now: plain JSON types, in which NaN may be."""
+        measured = self.content["measured"]
+        if name not in measured:
+            measured[name] = measurement()
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(self.path, self.content)
+        return measured[name]
