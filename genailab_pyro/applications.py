@@ -33,7 +33,7 @@ from genailab_pyro.evaluation import (
 from genailab_pyro.report import Report
 from genailab_pyro.report import applications as sections
 from genailab_pyro.report.applications import Told
-from genailab_pyro.report.folder import RunFolder, clear_run, earlier_run, is_unfinished
+from genailab_pyro.report.folder import RunFolder, check_free, clear_run, earlier_run, is_unfinished
 from genailab_pyro.report.run import Map, map_cells
 from genailab_pyro.runs import load_model, read_cells
 from genailab_pyro.train.fitted import Fit, installed
@@ -86,59 +86,49 @@ class Job:
                 raise ValueError(f"expected another folder than one that is read, {path} is in {self.folder}")
         if self.overwrite:
             earlier_run(self.folder)
-        elif self.folder.exists() and any(self.folder.iterdir()) and (self.model or not is_unfinished(self.folder)):
-            raise FileExistsError(
-                f"expected a new or empty folder, {self.folder} holds files; name another one with --folder, or "
-                "replace an earlier run with --overwrite"
-            )
+        elif self.model is not None or not is_unfinished(self.folder):
+            check_free(self.folder)
 
     def load(self) -> tuple[Fit, AnnData]:
         """The model and the cells."""
         assert self.model is not None
         return load_model(self.model), read_cells(self.data)
 
-    def begin(self, name: str, settings: Mapping[str, Any]) -> Path:
-        """Where a model that is trained leaves its state; an interrupted job with the same settings goes on there."""
+    def begin(self, name: str, settings: Mapping[str, Any]) -> RunFolder:
+        """The folder with its configuration: a new one, or that in which the same job was interrupted."""
         if self.overwrite:
             clear_run(self.folder)
-        return RunFolder.of(self.folder, self._config(name, settings)).path / "state"
+        read = {"model": self.model, "data": self.data}
+        places = {what: str(path.resolve()) for what, path in read.items() if path is not None}
+        return RunFolder.of(self.folder, {"application": name, **places, **settings, "seed": self.seed})
 
     def report(self, title: str, summary: str) -> Report:
         """An empty report."""
         return Report(f"{title}: {self.data.name}", summary, versions={**installed(), "seed": self.seed})
 
-    def finish(
-        self,
-        name: str,
-        report: Report,
-        told: Sequence[Told],
-        *,
-        tables: Mapping[str, pd.DataFrame],
-        settings: Mapping[str, Any],
-        cells: AnnData | None = None,
-        trained: Fit | None = None,
-    ) -> ApplicationResult:
-        """Write the folder; the report comes last, as the sign that all of it is there."""
-        if self.overwrite and trained is None:
-            clear_run(self.folder)
-        out = RunFolder.of(self.folder, self._config(name, settings))
-        for title, table in tables.items():
-            out.table(title, table)
-        if trained is not None:
-            out.model(trained)
-        if cells is not None:
-            cells.obs = _writable(cells.obs)
-            out.cells(cells)
-        for part in told:
-            for title, figure in part.figures.items():
-                out.figure(title, figure)
-        report.write(out.path / "report.html")
-        return ApplicationResult([line for part in told for line in part.findings], out.path)
 
-    def _config(self, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        read = {"model": self.model, "data": self.data}
-        places = {what: str(path.resolve()) for what, path in read.items() if path is not None}
-        return {"application": name, **places, **settings, "seed": self.seed}
+def finish(
+    out: RunFolder,
+    report: Report,
+    told: Sequence[Told],
+    *,
+    tables: Mapping[str, pd.DataFrame],
+    cells: AnnData | None = None,
+    trained: Fit | None = None,
+) -> ApplicationResult:
+    """Write the folder; the report comes last, as the sign that all of it is there."""
+    for title, table in tables.items():
+        out.table(title, table)
+    if trained is not None:
+        out.model(trained)
+    if cells is not None:
+        cells.obs = _writable(cells.obs)
+        out.cells(cells)
+    for part in told:
+        for title, figure in part.figures.items():
+            out.figure(title, figure)
+    report.write(out.path / "report.html")
+    return ApplicationResult([line for part in told for line in part.findings], out.path)
 
 
 def _writable(obs: pd.DataFrame) -> pd.DataFrame:
@@ -206,14 +196,8 @@ def run_integration(job: Job, *, batch: str, labels: str | None = None) -> Appli
     told = sections.integration_section(
         report, scores, maps, integrated.obs, batch=batch, labels=labels, told=_told(fitted)
     )
-    return job.finish(
-        "integrate",
-        report,
-        [told],
-        tables={"scores": scores},
-        settings={"batch": batch, "labels": labels},
-        cells=integrated,
-    )
+    out = job.begin("integrate", {"batch": batch, "labels": labels})
+    return finish(out, report, [told], tables={"scores": scores}, cells=integrated)
 
 
 def _mixing(
@@ -290,7 +274,7 @@ def run_discovery(
         tables["novelty"] = scored
     settings = {"resolution": resolution, "labels": labels, "refits": [str(path) for path in refits]}
     settings |= {"reference": None if reference is None else str(reference)}
-    return job.finish("discover", report, told, tables=tables, settings=settings, cells=found)
+    return finish(job.begin("discover", settings), report, told, tables=tables, cells=found)
 
 
 def _clusters(fitted: Fit, found: AnnData, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -367,7 +351,7 @@ def run_differential(
     told = sections.differential_section(report, table, group=group, reference=reference, delta=delta, fdr=fdr)
     settings = {"groupby": groupby, "group": group, "reference": reference, "delta": delta, "fdr": fdr}
     settings |= {"conditions": dict(conditions or {})}
-    return job.finish("differential", report, [told], tables={"genes": table}, settings=settings)
+    return finish(job.begin("differential", settings), report, [told], tables={"genes": table})
 
 
 def run_contrast(job: Job, *, treatment: str, level: str, reference: str, population: str = "all") -> ApplicationResult:
@@ -397,4 +381,4 @@ def run_contrast(job: Job, *, treatment: str, level: str, reference: str, popula
     )
     told = sections.contrast_section(report, table, arms, level=level, reference=reference, population=population)
     settings = {"treatment": treatment, "level": level, "reference": reference, "population": population}
-    return job.finish("contrast", report, [told], tables={"genes": table, "overlap": arms}, settings=settings)
+    return finish(job.begin("contrast", settings), report, [told], tables={"genes": table, "overlap": arms})

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 
 from genailab_pyro.analysis import annotate, augment
 from genailab_pyro.analysis.perturb import dose_response, latent_invariance, predict
-from genailab_pyro.applications import ApplicationResult, Job, column_of
+from genailab_pyro.applications import ApplicationResult, Job, column_of, finish
 from genailab_pyro.configuration import DataSettings, ModelSettings
 from genailab_pyro.data.preprocess import preprocess
 from genailab_pyro.data.registration import register
@@ -80,7 +80,8 @@ def run_recovery(
     chosen |= {"conditions": [*settings.conditions], "continuous": [*settings.continuous]}
     chosen |= {"preprocess": None if settings.preprocess is None else asdict(settings.preprocess)}
     training = Training(max_epochs=max_epochs)
-    state = job.begin("recover", chosen)
+    out = job.begin("recover", chosen)
+    state = out.path / "state" / "recover"  # where 'genailab-pyro resume', which is of 'fit', does not look
     fitted = fit_whole(vae, cells, run_folder=state, training=training, seed=job.seed, progress=progress)
     shares = {model.name: fitted.expression(cells, seed=job.seed)}
     scores = denoising_scores(shares, second, references=first.X)
@@ -93,7 +94,7 @@ def run_recovery(
     annotated = annotate(fitted, first, seed=job.seed)
     annotated.layers["held_back"] = second.X
     tables = {"scores": scores, "metrics": fitted.history.set_index("epoch")}
-    return job.finish("recover", report, [told], tables=tables, settings=chosen, cells=annotated, trained=fitted)
+    return finish(out, report, [told], tables=tables, cells=annotated, trained=fitted)
 
 
 class Intervention(NamedTuple):
@@ -198,7 +199,7 @@ def run_prediction(job: Job, asked: Intervention, *, doses: Sequence[float] = ()
         "target": asked.target,
     }
     settings |= {"continuous": asked.continuous, "doses": [*doses]}
-    return job.finish("predict", report, told, tables=tables, settings=settings, cells=predicted)
+    return finish(job.begin("predict", settings), report, told, tables=tables, cells=predicted)
 
 
 def _covariate(fitted: Fit, asked: Intervention) -> str:
@@ -368,7 +369,7 @@ def run_augmentation(
         )
     settings = {"condition": condition, "target": target, "levels": levels, "source": source}
     settings |= {"test": None if test is None else str(test)}
-    return job.finish("augment", report, told, tables=tables, settings=settings, cells=augmented)
+    return finish(job.begin("augment", settings), report, told, tables=tables, cells=augmented)
 
 
 def _real(fitted: Fit, adata: AnnData) -> AnnData:

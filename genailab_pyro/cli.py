@@ -115,7 +115,7 @@ def demo(
 
     if overwrite:
         clear_run(folder)
-    with going_on():
+    with going_on(folder):
         result = run_demo(folder, seed=seed, max_epochs=max_epochs, progress=not quiet)
     print_result(
         result.folder, result.scores.filter(regex="elbo|log_likelihood|difference|active|purity$"), result.findings

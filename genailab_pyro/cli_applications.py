@@ -103,7 +103,7 @@ def recover(
     )
     job = Job(data, folder, seed=seed, overwrite=overwrite)
     chosen = ModelSettings(name=model)
-    with going_on():
+    with going_on(folder):
         result = run_recovery(job, settings, chosen, fraction=fraction, max_epochs=max_epochs, progress=not quiet)
     _show(result)
 

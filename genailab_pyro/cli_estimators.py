@@ -52,7 +52,8 @@ def compare(
     At the beginning, in the middle and at the end of a training run, and with
     --race also how well each estimator trains. The folder gets report.html,
     comparison.csv, comparison.nc and figures/. After an interruption the same
-    command goes on.
+    command goes on: the comparison, once it is done, and each run of the race that
+    is done are kept.
     """
     from genailab_pyro.comparing import run_comparison
     from genailab_pyro.configuration import DataSettings, ModelSettings
@@ -65,7 +66,7 @@ def compare(
         continuous=tuple(continuous or ()),
         size_factor=size_factor,
     )
-    with going_on():
+    with going_on(folder):
         result = run_comparison(
             folder,
             settings,

@@ -70,10 +70,14 @@ def say_error(kind: str, message: object) -> None:
 
 
 @contextmanager
-def going_on() -> Iterator[None]:
-    """Tell, after Ctrl-C, how to go on with a job whose state is in its folder."""
+def going_on(folder: Path) -> Iterator[None]:
+    """Tell, after Ctrl-C, how to go on with a job that has begun in its folder."""
+    from genailab_pyro.report.folder import is_unfinished
+
     try:
         yield
     except KeyboardInterrupt:
+        if not is_unfinished(folder):
+            raise
         say_error("interrupted", "go on with the same command, without --overwrite")
         raise typer.Exit(INTERRUPTED) from None

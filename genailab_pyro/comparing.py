@@ -22,6 +22,7 @@ from genailab_pyro.report import Report
 from genailab_pyro.report.comparison import comparison_section, findings, race_section
 from genailab_pyro.report.folder import RunFolder, clear_run
 from genailab_pyro.runs import read_cells
+from genailab_pyro.train.checkpoint import fingerprint
 from genailab_pyro.train.fitted import installed
 from genailab_pyro.train.settings import Training
 
@@ -80,7 +81,8 @@ def run_comparison(
     """Compare estimators on a model of some cells, and write tables, figures and a report.
 
     The folder gets ``config.yaml``, ``comparison.nc`` and ``comparison.csv``, with a race ``race.nc`` and ``race.csv``,
-    ``figures/`` and ``report.html``.
+    ``figures/`` and ``report.html``. The comparison, once it is done, and each run of the race that is done are kept
+    after an interruption; the runs lie in ``state/``.
 
     Args:
         folder: A new or empty folder, or one in which the same comparison was interrupted: it goes on.
@@ -96,7 +98,8 @@ def run_comparison(
 
     Raises:
         EstimatorError: If an estimator cannot be used with the model.
-        FileExistsError: If the folder holds other files.
+        FileExistsError: If the folder holds another job, or one that came to its end.
+        KeyboardInterrupt: After Ctrl-C; the same call goes on.
         ValueError: If the cells do not fit the settings.
     """
     settings, model = settings or DataSettings(), model or ModelSettings()
@@ -109,7 +112,8 @@ def run_comparison(
     check_usable(vae, named, few)
     if overwrite:
         clear_run(folder)
-    what = {"data": {**asdict(settings), "path": settings.path or "pbmc68k"}, "model": asdict(model)}
+    path = "pbmc68k" if settings.path is None else str(Path(settings.path).resolve())
+    what = {"data": {**asdict(settings), "path": path}, "cells": fingerprint(cells), "model": asdict(model)}
     how = {"estimators": [*named], "num_draws": num_draws, "race": num_seeds, "training": training.to_json()}
     out = RunFolder.of(folder, {**what, **how, "seed": seed})
     saved = out.path / "comparison.nc"
@@ -120,7 +124,7 @@ def run_comparison(
             vae, cells, chosen, num_draws=num_draws, training=training, seed=seed, callback=callback
         )
         compared.save(saved)
-        out.table("comparison", compared.to_dataframe())
+    out.table("comparison", compared.to_dataframe())
     raced = None
     if num_seeds:
         raced = race_estimators(

@@ -77,7 +77,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, max_epochs: int | None = None
         progress: Whether to show a line of progress.
 
     Raises:
-        FileExistsError: If the folder holds other files.
+        FileExistsError: If the folder holds another job, or one that came to its end.
         KeyboardInterrupt: After Ctrl-C; the same call goes on.
     """
     settings = Training(max_epochs=max_epochs)

@@ -1,7 +1,6 @@
 """A run from a configuration: cells from a file, a fit, its held-out scores, and a folder that tells all of it."""
 
 import hashlib
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -353,7 +352,6 @@ def _write(
     if findings.learned is not None:
         _tell_labels(annotated, fitted, findings.learned, seed=seed)
     report, figures = run_report(findings, map_cells(annotated, seed=seed), seed=seed)
-    shutil.rmtree(out.path / "model", ignore_errors=True)  # of a run whose outputs were cut off, or are replaced
     out.model(fitted)
     out.metrics(fitted.history.set_index("epoch"))
     if scores is not None:

@@ -1,6 +1,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -506,8 +507,9 @@ def test_estimators_are_compared_and_raced_on_a_file(data, tmp_path):
 
 
 def test_an_interrupted_comparison_goes_on_with_the_same_command(data, tmp_path, monkeypatch):
-    folder, race = tmp_path / "compared", comparing.race_estimators
-    options = ["compare", data, "--estimator", "pathwise", "--draws", 8, "--max-epochs", 2, "--folder", folder]
+    folder, race, file = tmp_path / "compared", comparing.race_estimators, tmp_path / "cells.h5ad"
+    options = ["compare", file, "--estimator", "pathwise", "--draws", 8, "--max-epochs", 2, "--folder", folder]
+    shutil.copy(data, file)
 
     def never(*arguments, **changes):
         raise AssertionError
@@ -522,7 +524,11 @@ def test_an_interrupted_comparison_goes_on_with_the_same_command(data, tmp_path,
     assert "go on with the same command" in message
     measured = folder / "state" / "runs.json"
     before = json.loads(measured.read_text())["measured"]
-    assert "expected a new or empty folder" in refused(*options, "--race", 3, "--quiet")
+    assert "one with another race; give it" in refused(*options, "--race", 3, "--quiet")
+    anndata.read_h5ad(data)[:-1].write_h5ad(file)
+    assert "one with another cells; give it" in refused(*options, "--race", 2, "--quiet")
+    shutil.copy(data, file)
+    (folder / "comparison.csv").unlink()
     with monkeypatch.context() as patched:
         patched.setattr(comparing, "compare_estimators", never)
         passed(*options, "--race", 2)
@@ -530,6 +536,7 @@ def test_an_interrupted_comparison_goes_on_with_the_same_command(data, tmp_path,
     assert {name: after[name] for name in before} == before
     assert len(after) == len(before) + 1
     assert (folder / "report.html").exists()
+    assert len(pd.read_csv(folder / "comparison.csv"))
 
 
 def test_an_estimator_that_a_model_cannot_have_is_refused_before_the_folder_is_made(data, tmp_path):

@@ -13,6 +13,7 @@ import genailab_pyro as glp
 from genailab_pyro import applications, cli
 from genailab_pyro import applications_counts as jobs
 from genailab_pyro.report import applications_counts, html
+from genailab_pyro.report.folder import RunFolder
 from genailab_pyro.report.run import Map
 from genailab_pyro.train.run import Run
 
@@ -114,21 +115,35 @@ def test_an_interrupted_recovery_is_not_scored_and_goes_on_with_the_same_command
         epochs.append(self)
         return epoch(self)
 
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
     folder = tmp_path / "recover"
     options = ("recover", files / "cells.h5ad", "--max-epochs", 3, "--folder", folder, "--quiet")
     with monkeypatch.context() as patched:
         patched.setattr(Run, "epoch", counted)
-        assert "go on with the same command" in refused(*options, code=cli.INTERRUPTED)
+        message = refused(*options, code=cli.INTERRUPTED)
+    assert "go on with the same command" in message
+    assert "this is the fit so far" not in message
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "state"}
     other = ("integrate", files / "model", files / "cells.h5ad", "--batch", "batch", "--folder", folder)
     assert "holds files" in refused(*other)
-    assert "holds files" in refused(*options, "--seed", 1)
+    assert "holds one with another seed; give it what it was begun with" in refused(*options, "--seed", 1)
+    assert "expected a run in" in refused("resume", folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "cells", stop)
+        refused(*options, code=cli.INTERRUPTED)
+    assert (folder / "model").exists()
     passed(*options)
     assert list(pd.read_csv(folder / "metrics.csv")["epoch"]) == [1, 2, 3]
     whole = tmp_path / "whole"
     passed(*(whole if option is folder else option for option in options))
     assert (folder / "scores.csv").read_text() == (whole / "scores.csv").read_text()
     assert "holds files" in refused(*options)
+    with monkeypatch.context() as patched:
+        patched.setattr(jobs, "read_cells", stop)
+        assert "go on" not in refused(*options, "--overwrite", code=cli.INTERRUPTED)
+    assert (folder / "report.html").exists()
     passed(*options, "--overwrite")
     assert (folder / "scores.csv").read_text() == (whole / "scores.csv").read_text()
 

@@ -150,7 +150,7 @@ assert abs(wide / exact - too_wide) < 0.05 * too_wide
 # %% [markdown]
 # It comes out about 3 times too wide. No error, no warning, and a loss that falls as it should. A
 # latent of each cell, $z_n$, would not show the mistake: the factor multiplies its prior, its guide
-# and its likelihood alike. Latents that all cells share and the KL against parameters do.
+# and its likelihood alike. Latents that all cells share do.
 #
 # ## Shapes
 #
@@ -421,8 +421,9 @@ for registered in (True, False):
 # %% [markdown]
 # **to_event:** with two cells and two latents the log-probability of $z$ has four entries where one
 # for each cell is meant. Their sum is right, so the loss looks right. What needs a number for each
-# cell (importance weights, score functions, page 02 and 05) is wrong. With a second particle Pyro
-# would see the mistake, and raise.
+# cell (importance weights, score functions, page 02 and 05) is wrong. With three or more
+# particles in a plate Pyro would see the mistake, and raise; with two it takes the latents for
+# them.
 
 # %%
 right_sites, _ = paired_traces(factor_model, FactorGuide(), two, 1)

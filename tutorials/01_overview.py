@@ -338,7 +338,7 @@ assert exact - other.elbo(num_particles=50, seed=SEED).mean() < 0.01 * abs(exact
 #    `fit.diagnose().active_units`. The optimum itself has collapsed: no better optimiser would
 #    help.
 # 3. **The plane is found, the axes are not.** Show that $W R$ with a rotation $R$ has the same
-#    exact log-likelihood as $W$, and that `angle` stays 0, while the columns change.
+#    exact log-likelihood as $W$, and spans the same plane, while the columns change.
 #
 # Solutions: [solutions/01_overview](solutions/01_overview.py).
 #

@@ -58,7 +58,7 @@ SEED = 0
 #
 # So $\mathcal L \le \log p_\theta(x)$, and what is missing is the KL from the guide to the
 # posterior. To raise $\mathcal L$ in $\phi$ is to bring the guide to the posterior. To raise it in
-# $\theta$ is to raise the likelihood, or to make the posterior simpler.
+# $\theta$ is to raise the likelihood, or to bring the posterior to the guide.
 #
 # **Two terms.** With $p_\theta(x, z) = p(z)\, p_\theta(x \mid z)$ the same bound reads
 #
@@ -77,7 +77,7 @@ SEED = 0
 #
 # An average of $2K$ weights is the mean of two averages of $K$. Jensen once more: $\mathcal L_{2K}
 # \ge \mathcal L_K$. For large $K$, $\log(1 + \epsilon) \approx \epsilon - \epsilon^2 / 2$ gives
-# what is left,
+# what is left, where the variance of a weight is finite (exercise 2),
 #
 # $$
 # \log p_\theta(x) - \mathcal L_K \approx \frac{1}{2K} \frac{\operatorname{Var}(w)}{p_\theta(x)^2} .

@@ -49,7 +49,7 @@ import genailab_pyro as glp
 #
 # The integral is over all latents. With two of them a grid does it. With ten no grid can. The VAE
 # asks an encoder instead: one network that reads any cell and answers
-# $q_\phi(z \mid x) = N(m(x), s(x))$, a normal with independent latents. Here we take two latents,
+# $q_\phi(z \mid x) = N(m(x), s^2(x))$, a normal with independent latents. Here we take two latents,
 # so that the answer can be checked.
 
 # %%
@@ -250,12 +250,12 @@ panel.set_title("The encoder's ellipses are upright, too small and off (number: 
 panel.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
-# The picture says three things. They hold over all held-out cells:
+# The picture says three things. They hold on average over the held-out cells:
 #
 # - *Upright.* The exact posteriors lean. The encoder's latents are independent by construction.
 # - *Too small.* $\mathrm{KL}(q \,\|\, p)$ punishes $q$ where $p$ is small, and not the other way
 #   round. For a normal posterior of correlation $r$ the best upright normal has variances smaller
-#   by $1 - r^2$. The encoder is smaller than that.
+#   by the factor $1 - r^2$. The encoder is smaller than that.
 # - *Off.* The distance of the two means is not small beside the posterior's own scale.
 
 # %%
@@ -298,12 +298,11 @@ encoded_rate = torch.cat(hits).double().mean().item()
 error = math.sqrt(LEVEL * (1 - LEVEL) / len(mass))
 print(f"latents in the 90 % region: exact {exact_rate:.3f}, encoded {encoded_rate:.3f}")
 assert abs(exact_rate - LEVEL) < 5 * error, "exact regions hold what they say"
-assert abs(mass.mean().item() - 0.5) < 5 / math.sqrt(12 * len(mass)), "the mass is uniform"
+assert abs(mass.mean().item() - 0.5) < 5 / math.sqrt(12 * len(mass)), "the mean of the mass is that of a uniform one"
 assert encoded_rate < LEVEL - 5 * error, "the encoder is too sure"
 
 # %% [markdown]
-# The exact regions hold what they say. The encoder's ellipses hold the latent far less often. Many
-# generated latents lie where no training cell does, and there the encoder was never trained.
+# The exact regions hold what they say. The encoder's ellipses hold the latent far less often.
 #
 # ## Change one thing
 #
@@ -323,7 +322,7 @@ print(f"{my_steps} steps close {closed['amortisation_gap'].mean():.2f} of {amort
 #    that its variances are $1 - r^2$ and that the approximation gap is $-\tfrac12 \log(1 - r^2)$.
 #    Which $r$ costs 0.2 nats?
 # 2. *Why not draw from the prior?* $p(x) = E_{p(z)}[p(x \mid z)]$ can be estimated by draws of the
-#    prior. Take $p(z) = N(0, 1)$ and $p(x \mid z) = N(z, \sigma)$ in each of $D$ independent
+#    prior. Take $p(z) = N(0, 1)$ and $p(x \mid z) = N(z, \sigma^2)$ in each of $D$ independent
 #    dimensions, and $x = 0$. Show that
 #    $E[p(x \mid z)^2] / p(x)^2 = \big((1 + \sigma^2)/(\sigma\sqrt{2 + \sigma^2})\big)^D$. How many
 #    draws give $p(x)$ to 10 % at $\sigma = 0.1$, for $D = 2$ and for $D = 10$?

@@ -60,7 +60,7 @@ import genailab_pyro as glp
 # $$ \frac{\partial}{\partial\phi} E_{p(\epsilon)}[f(t_\phi(\epsilon))]
 # = E_{p(\epsilon)}\Big[f'(z)\, \frac{\partial t_\phi(\epsilon)}{\partial\phi}\Big] . $$
 #
-# For the normal guide $q = N(m, s)$ the move is $z = m + s\epsilon$ with $\epsilon \sim N(0, 1)$,
+# For the normal guide $q = N(m, s^2)$ the move is $z = m + s\epsilon$ with $\epsilon \sim N(0, 1)$,
 # so that
 #
 # $$ \frac{\partial z}{\partial m} = 1, \qquad \frac{\partial z}{\partial s} = \epsilon . $$
@@ -99,7 +99,7 @@ right.set_title("One noise, a fan of z: the slope of a line is its noise")
 right.set_xlim(0, 1.85)
 left.set_ylabel("draw z (units of the latent)")
 for panel in (left, right):
-    panel.set_xlabel("scale s of the guide N(1, s) (units of the latent)")
+    panel.set_xlabel("scale s of the guide N(1, s²) (units of the latent)")
     panel.spines[["top", "right"]].set_visible(False)
 
 # %% [markdown]
@@ -137,7 +137,7 @@ assert not label.has_rsample, "a label has no path"
 # %% [markdown]
 # ## Two gradients of one number
 #
-# Take $f = z^2$ and $z \sim N(m, s)$. Then $E f = m^2 + s^2$, and the gradient is $2m$ in the
+# Take $f = z^2$ and $z \sim N(m, s^2)$. Then $E f = m^2 + s^2$, and the gradient is $2m$ in the
 # location and $2s$ in the scale. One draw of each estimator is
 #
 # $$ g_{\text{path}} = 2z \quad\text{or}\quad 2z\epsilon, \qquad

@@ -35,7 +35,7 @@ import genailab_pyro as glp
 # ## One pair, one gradient
 #
 # The model has one latent and one observation, $p(z) = N(0, 1)$ and $p(x \mid z) = N(z, 1)$, with
-# $x = 2$. The guide is $q(z) = N(m, s)$ with location $m$ and scale $s$. Its draws are
+# $x = 2$. The guide is $q(z) = N(m, s^2)$ with location $m$ and scale $s$. Its draws are
 # $z = m + s\epsilon$ with noise $\epsilon \sim N(0, 1)$. Write
 #
 # $$ f(z) = \log p(x, z) - \log q(z), \qquad \mathcal L = E_q[f(z)] . $$
@@ -48,7 +48,7 @@ import genailab_pyro as glp
 #
 # Its mean is $\mathcal L = a + c$, because $E\epsilon = 0$ and $E\epsilon^2 = 1$. We differentiate
 # in the location, $\partial\mathcal L / \partial m = x - 2m$. The exact posterior is
-# $N(1, \sqrt{1/2})$. There $b = c = 0$: $f$ is the same number, $\log p(x)$, whatever is drawn.
+# $N(1, 1/2)$. There $b = c = 0$: $f$ is the same number, $\log p(x)$, whatever is drawn.
 #
 # The class below is this pair in many independent copies, each with a location and a scale of its
 # own. One backward pass then gives one independent draw of the gradient for each copy.

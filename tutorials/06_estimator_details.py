@@ -26,21 +26,21 @@
 #
 # The model is $p_\theta(x, z) = p(z)\, p_\theta(x \mid z)$, the guide $q_\phi(z \mid x)$. Call
 #
-# $$f(z) = \log p_\theta(x, z) - \log q_\phi(z \mid x), \qquad L = E_q[f(z)]$$
+# $$f(z) = \log p_\theta(x, z) - \log q_\phi(z \mid x), \qquad \mathcal L = E_q[f(z)]$$
 #
 # the cost of a draw and the ELBO. With a path $z = g_\phi(\varepsilon)$ the derivative of one draw
 # has two parts, since $\phi$ is in the draw and in the density:
 #
 # $$\frac{d f}{d\phi} =
 # \underbrace{\frac{\partial f}{\partial z}\frac{\partial z}{\partial\phi}}_{\text{path}}
-# \;-\; \underbrace{\frac{\partial \log q_\phi(z \mid x)}{\partial\phi}}_{\text{score}\ s(z)}.$$
+# \;-\; \underbrace{\frac{\partial \log q_\phi(z \mid x)}{\partial\phi}}_{\text{score}\ h(z)}.$$
 #
-# The score has mean zero: $E_q[s] = \int \partial_\phi q = \partial_\phi 1 = 0$. Leaving it out, or
+# The score has mean zero: $E_q[h] = \int \partial_\phi q = \partial_\phi 1 = 0$. Leaving it out, or
 # adding a multiple of it, keeps the mean. What is on this page follows from that one line.
 #
 # - *Pathwise* keeps both parts. *Sticking the landing* (`stl`) keeps the path alone.
-# - The *score function* needs no path: $\nabla_\phi L = E_q[f s]$. As $E_q[b\, s] = 0$ for every
-#   $b$ that does not depend on the draw, $(f - b)\, s$ is as good: b is a *baseline*.
+# - The *score function* needs no path: $\nabla_\phi \mathcal L = E_q[f h]$. As $E_q[b\, h] = 0$ for every
+#   $b$ that does not depend on the draw, $(f - b)\, h$ is as good: b is a *baseline*.
 #
 # Everything is checked on a model whose numbers are known. The prior is $N(0, 1)$, the likelihood
 # $N(z, 1)$, the observation $x = 2$. The posterior is $N(1, 1/2)$. The guide is $N(m, s^2)$.
@@ -170,10 +170,10 @@ for one, other in zip(by_path, by_stl, strict=True):
 # %% [markdown]
 # ## Baselines
 #
-# The variance of $(f - b)\,s$ is a parabola in b. Setting its derivative to zero gives the best
+# The variance of $(f - b)\,h$ is a parabola in b. Setting its derivative to zero gives the best
 # constant,
 #
-# $$b^* = \frac{E_q[f s^2]}{E_q[s^2]},$$
+# $$b^* = \frac{E_q[f h^2]}{E_q[h^2]},$$
 #
 # which is near the mean of f but not the same. A baseline of your own is a class with `forward`.
 
@@ -214,16 +214,16 @@ assert table["mean", POSTERIOR] < 1e-10
 # land, too.
 #
 # **Leave-one-out** needs no knowledge: the baseline of particle k is the mean of the other $K - 1$.
-# Written out, the estimate is the sample covariance of f and s,
+# Written out, the estimate is the sample covariance of f and h,
 #
-# $$\frac1K \sum_k \Big(f_k - \frac{1}{K-1}\sum_{j \ne k} f_j\Big) s_k
-#   = \frac{1}{K-1} \sum_k (f_k - \bar f)(s_k - \bar s),$$
+# $$\frac1K \sum_k \Big(f_k - \frac{1}{K-1}\sum_{j \ne k} f_j\Big) h_k
+#   = \frac{1}{K-1} \sum_k (f_k - \bar f)(h_k - \bar h),$$
 #
 # since $\sum_k (f_k - \bar f) = 0$. The variance of a sample covariance is known: with the central
-# moments $\mu_{22} = E[(f - Ef)^2 s^2]$, $\sigma_{fs}$, $\sigma_f^2$ and $\sigma_s^2$,
+# moments $\mu_{22} = E[(f - Ef)^2 h^2]$, $\sigma_{fh}$, $\sigma_f^2$ and $\sigma_h^2$,
 #
-# $$\frac{\mu_{22}}{K} - \frac{K - 2}{K (K - 1)}\, \sigma_{fs}^2
-#   + \frac{\sigma_f^2 \sigma_s^2}{K (K - 1)}.$$
+# $$\frac{\mu_{22}}{K} - \frac{K - 2}{K (K - 1)}\, \sigma_{fh}^2
+#   + \frac{\sigma_f^2 \sigma_h^2}{K (K - 1)}.$$
 
 # %%
 K = 8
@@ -240,7 +240,7 @@ assert abs(draws.mean() - mean(cost * score)) < 5 * draws.std() / math.sqrt(COPI
 # %% [markdown]
 # **One number for all cells is not enough.** Cells differ in $\log p(x_n)$, on real counts by tens
 # of nats. Put every cell at its own posterior, $N(x_n / 2, 1/2)$. Then $f_n = \log p(x_n)$ with
-# $p(x_n) = N(0, 2)$, whatever is drawn. A constant baseline b leaves $(f_n - b)\, s_n$, with
+# $p(x_n) = N(0, 2)$, whatever is drawn. A constant baseline b leaves $(f_n - b)\, h_n$, with
 # variance $\frac1N \sum_n (f_n - b)^2 / s^2$ over cells; a number for each cell leaves nothing.
 # Both learn from their first call.
 
@@ -262,8 +262,9 @@ assert found["cell-average"].var() < 1e-10, "a number for each cell leaves somet
 # ## Which costs does a score multiply?
 #
 # `Trace_ELBO` multiplies the score of a site by all costs in its plates. `TraceGraph_ELBO`
-# multiplies it by the costs downstream of the site only. A cost c that is not downstream is known
-# before z is drawn, so $E[c\, s] = E[c\, E(s \mid \text{before})] = 0$: dropping it keeps the mean.
+# multiplies it by the costs downstream of the site only. A cost c that is not downstream does not
+# depend on z, given what z was drawn from, so $E[c\, h] = E[c\, E(h \mid \text{before})] = 0$:
+# dropping it keeps the mean.
 #
 # With one latent, every cost is downstream of it. The two are the same estimator, draw by draw.
 
@@ -362,7 +363,8 @@ assert [round(spreads["start", "mean", key], 1) for key in ("plates", "graph")] 
 # At this start, where the guide of $z_2$ is too wide, the graph has 46.5 and the plates 63.0: u is
 # noise, and is better left out. At the posterior, all costs together are the constant $\log p(x)$:
 # with a baseline they leave no variance. The graph has thrown away the part that made them
-# constant, and scatters. What is not downstream has mean zero; it is noise, or it cancels noise.
+# constant, and scatters. What is not downstream adds nothing to the mean; it is noise, or it
+# cancels noise.
 
 # %% [markdown]
 # ## More particles
@@ -461,7 +463,7 @@ picture
 # %% [markdown]
 # ## Exercises
 #
-# 1. At the start, for which constant baselines b is the variance of $(f - b)\,s$ larger than
+# 1. At the start, for which constant baselines b is the variance of $(f - b)\,h$ larger than
 #    without any baseline? Find the interval outside of which b harms, and check one value beyond
 #    its end by draws.
 # 2. In the hierarchy, let $q(z_2) = N(-1, 1)$, $m = 0$, $c = 1$ and $s = 1$. Which credit has less

@@ -28,7 +28,7 @@
 # library, and variance $\mu + \mu^2 / \theta_g$. The ELBO splits into what is reconstructed and
 # what it costs:
 #
-# $$L = E_q[\log p_\theta(x, z) - \log q_\phi(z \mid x)]
+# $$\mathcal L = E_q[\log p_\theta(x, z) - \log q_\phi(z \mid x)]
 #     = \underbrace{E_q[\log p_\theta(x \mid z)]}_{-R}
 #     - \mathrm{KL}\big(q_\phi(z \mid x) \,\|\, p(z)\big).$$
 #
@@ -38,8 +38,8 @@
 #
 # $$R_1 + \beta_1 K_1 \le R_2 + \beta_1 K_2, \qquad R_2 + \beta_2 K_2 \le R_1 + \beta_2 K_1.$$
 #
-# Add the two: $(\beta_2 - \beta_1)(K_2 - K_1) \le 0$. So **a larger beta has a smaller KL**, and by
-# the first inequality a larger R.
+# Add the two: $(\beta_2 - \beta_1)(K_2 - K_1) \le 0$. So **a larger beta has no larger KL**, and
+# by the first inequality no smaller R.
 #
 # A **warm-up** lets beta rise from 0 to its final value. The minimum at the end is the same; the
 # way there is not. At the start the decoder knows nothing, z is of no use, and all that the KL can
@@ -251,8 +251,8 @@ assert np.mean(saved) > 0.8
 # ## Each latent by itself
 #
 # The KL of each latent in the first seed. Without a warm-up they are pressed down at once, and two
-# come back. With a long warm-up they first all rise, and are pressed by and by. With free bits none
-# goes below the floor.
+# come back. With a long warm-up they first all rise, and are pressed by and by. With free bits all
+# come near the floor, or above it.
 
 # %%
 picture, panels = plt.subplots(1, 3, figsize=(10, 3.6), sharey=True, layout="constrained")
@@ -274,7 +274,10 @@ panels[1].annotate("beta is 1", (15.6, 0.62), color="#D55E00", fontsize=9)
 panels[2].axhline(FLOOR, color="#D55E00", linestyle=":")
 panels[2].annotate("floor", (20, FLOOR + 0.16), color="#D55E00", fontsize=9)
 picture.suptitle(
-    "A warm-up lets the latents in early; free bits hold all of them at the floor", x=0.01, ha="left", fontweight="bold"
+    "A warm-up lets the latents in early; free bits bring all of them to the floor",
+    x=0.01,
+    ha="left",
+    fontweight="bold",
 )
 picture
 
@@ -291,8 +294,8 @@ picture
 #    page for the KL and for R.
 # 2. What does beta = 0 do to the KL? Predict it, train with `glp.Warmup(beta=0.0)`, and compare the
 #    ELBO of the test cells with that at beta = 1.
-# 3. With `free_bits=1.0`, what is the least that the KL of a cell can be, all six latents together,
-#    if the floor is held? Check it.
+# 3. With `free_bits=1.0`, what is the least that the KL of the cells can be on average, all six
+#    latents together, if the floor is held? Check it.
 
 # %% [markdown]
 # ## Next

@@ -38,8 +38,8 @@
 #
 # **How far is the bound from the evidence?** With $w_k = p(x, z_k) / q(z_k \mid x)$,
 #
-# $$\underbrace{E \log \frac1K \sum_k w_k}_{\text{importance-weighted}} - \underbrace{E \log w}_{L}
-#   \;\le\; \log p(x) - L = \mathrm{KL}\big(q(z \mid x) \,\|\, p(z \mid x)\big).$$
+# $$\underbrace{E \log \frac1K \sum_k w_k}_{\text{importance-weighted}} - \underbrace{E \log w}_{\mathcal L}
+#   \;\le\; \log p(x) - \mathcal L = \mathrm{KL}\big(q(z \mid x) \,\|\, p(z \mid x)\big).$$
 #
 # The `gap` is a lower bound of what the guide costs.
 #

@@ -214,8 +214,8 @@ assert abs(found_gate - 0.3) < 0.014, "the gate is found"
 
 # %% [markdown]
 # NB gains tens of nats per cell over Poisson in both. ZINB gains a few where zeros were added.
-# Where none were, its second knob learns the training half by heart, and the other half makes it
-# pay a little for it.
+# Where none were, its second knob has nothing to find, and what it learns of the training half by
+# heart does not pay on the other half.
 
 # %% [markdown]
 # **Where it is not.** Real cells: of the embedded blood cells those that are annotated as
@@ -378,7 +378,7 @@ assert abs(zinb_gain[0]) < 0.01 * abs(bound), "ZINB changes the bound by less th
 assert theta_gain[0] - zinb_gain[0] > 5 * theta_gain[1], "a freer theta explains more"
 
 # %% [markdown]
-# ZINB gains a little (below 1 %). Do not read it as evidence for lost counts: it has a second
+# ZINB changes it by less than 1 %. Do not read it as evidence for lost counts: it has a second
 # head per gene that follows the latent, and any freedom in how counts scatter helps a model that
 # is still learning its $\theta$. The same freedom given to $\theta$ gains several times as much.
 # So: **start with NB; take ZINB when the zeros that the fit expects fall short of those that are

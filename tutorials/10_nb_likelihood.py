@@ -253,7 +253,7 @@ slip = theta / (mu + theta) - x / mu
 mean_right, mean_slip = (float((weights * part).sum()) for part in (right, slip))
 assert abs(mean_right) < 1e-12, "the mean of the score is zero"
 assert abs(mean_slip - (-mu / (mu + theta))) < 1e-9, "the slip has a mean"
-assert abs(mean_slip - (-0.75)) < 1e-9  # it pushes every mean up, whatever the counts
+assert abs(mean_slip - (-0.75)) < 1e-9  # it pushes the mean up, even where it is right
 
 # %% [markdown]
 # **Why genes with many counts do not drown the others.** The variance of the score is the Fisher

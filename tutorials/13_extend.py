@@ -364,8 +364,9 @@ assert within(8) < 0.1, "a tenth of the variance, and less, where the gradient i
 # %% [markdown]
 # ## Train, and compare likelihoods
 #
-# On each set of counts a VAE of your parts and one of the package's. Each likelihood should win on
-# counts of its own kind: by the importance-weighted bound on cells that no fit saw.
+# On each set of counts a VAE of your parts and one of the package's. They differ in the decoder, too,
+# so look at the change of sign between the two sets: each likelihood should win on counts of its own
+# kind, by the importance-weighted bound on cells that no fit saw.
 
 
 # %%

@@ -12,34 +12,35 @@ class Ledger:
     """Measurements by name; each is written down as soon as it is made, and not made again.
 
     Args:
-        path: The file; None to keep nothing.
+        path: The file.
         of: What is measured, in plain JSON types; measurements of something else are not taken for these.
 
     Raises:
         ValueError: If the file holds measurements of something else, or is damaged.
     """
 
-    def __init__(self, path: Path | None, of: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, of: Mapping[str, Any]) -> None:
         self.path = path
-        of = json.loads(json.dumps(of))  # as it is read back
-        self.content: dict[str, Any] = {"of": of, "measured": {}}
-        if path is None or not path.exists():
+        self.content: dict[str, Any] = {"of": dict(of), "measured": {}}
+        if not path.exists():
             return
         found = read_json(path)
-        differ = [name for name, value in of.items() if found.get("of", {}).get(name) != value]
+        before, measured = found.get("of"), found.get("measured")
+        if not isinstance(before, dict) or not isinstance(measured, dict):
+            raise ValueError(f"expected measurements in {path}, got something else; the file is damaged")
+        differ = [name for name, value in of.items() if json.dumps(before.get(name)) != json.dumps(value)]
         if differ:
             raise ValueError(
                 f"expected the measurements in {path} to be of the same {', '.join(differ)}, got those of others; name "
-                "another folder, or remove this file"
+                "another folder"
             )
-        self.content["measured"] = found["measured"]
+        self.content["measured"] = measured
 
     def measure(self, name: str, measurement: Callable[[], Any]) -> Any:
         """What was measured under a name before, or is now: plain JSON types, in which NaN may be."""
         measured = self.content["measured"]
         if name not in measured:
             measured[name] = measurement()
-            if self.path is not None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(self.path, self.content)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, self.content)
         return measured[name]

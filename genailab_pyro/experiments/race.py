@@ -1,7 +1,6 @@
 """Training runs of several estimators side by side, scored by one held-out bound."""
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from genailab_pyro.experiments.comparison import read_dataset, write_dataset
 from genailab_pyro.experiments.ledger import Ledger
 from genailab_pyro.experiments.trajectory import Snapshot, check_usable, load, sample, trajectory
 from genailab_pyro.model.vae import VAE
-from genailab_pyro.train.checkpoint import fingerprint
+from genailab_pyro.train.checkpoint import declared_model, fingerprint
 from genailab_pyro.train.fit import check_arguments
 from genailab_pyro.train.fitted import Fit
 from genailab_pyro.train.settings import Training
@@ -142,6 +141,8 @@ def race(  # noqa: PLR0913
 
     Raises:
         EstimatorError: If an estimator cannot be used with the VAE; before anything is done.
+        TypeError: If there is a ``run_folder``, and a part of the VAE cannot be declared by an import path and plain
+            arguments.
         ValueError: If an argument is out of range, or the folder holds runs of another VAE, cells or settings.
 
     Example:
@@ -166,14 +167,17 @@ def race(  # noqa: PLR0913
     _check_unseen(seen, test)
     check_usable(vae, named, sample(seen, 8, seed=0, device=next(vae.parameters()).device))
     shares = [position / num_points for position in range(num_points + 1)]
-    of = {
-        "model": _digest(vae),
-        "cells": fingerprint(seen),
-        "held-out cells": fingerprint(test),
-        "training settings": training.to_json(),
-        "points and particles": [num_points, num_particles],
-    }
-    ledger = Ledger(None if run_folder is None else Path(run_folder) / RUNS, of)
+    ledger = None
+    if run_folder is not None:
+        of = {
+            **declared_model(vae),
+            "weights": _digest(vae),
+            "cells": fingerprint(seen),
+            "held-out cells": fingerprint(test),
+            "training settings": training.to_json(),
+            "points and particles": [num_points, num_particles],
+        }
+        ledger = Ledger(Path(run_folder) / RUNS, of)
     track = _Track(vae, seen, test, training, num_particles, seed, ledger, callback or (lambda line: None))
     runs = []
     for name, estimator in named.items():
@@ -185,14 +189,9 @@ def race(  # noqa: PLR0913
     return Race(dataset)
 
 
-def _words(thing: Any) -> str:
-    """How something describes itself, in any process."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
-
-
 def _digest(vae: VAE) -> str:
-    """What tells a VAE from another one: its parts and weights."""
-    digest = hashlib.sha256(_words(vae).encode())
+    """What tells the weights of a VAE from others."""
+    digest = hashlib.sha256()
     for name, value in vae.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -223,7 +222,7 @@ class _Track:
     training: Training
     num_particles: int
     seed: int
-    ledger: Ledger
+    ledger: Ledger | None
     say: Callable[[str], None]
 
     def tune(self, name: str, estimator: Estimator, rates: Sequence[float]) -> tuple[list[float], float]:
@@ -234,7 +233,9 @@ class _Track:
         scores = []
         for rate in rates:
             self.say(f"{name}: trying the learning rate {rate:g}")
-            found = self._run(estimator, rate, self.seed + 1_000, [1.0], rest, validation)
+            found = self._run(
+                "tuning", estimator, rate, seed=self.seed + 1_000, shares=[1.0], cells=rest, scored=validation
+            )
             scores.append(found["bound"][0])  # NaN if it diverged, which tells that the rate is too high
         if np.isnan(scores).all():
             self.say(f"{name}: diverged at each of the learning rates {rates!r}; add a lower one")
@@ -246,7 +247,7 @@ class _Track:
         runs = []
         for seed in range(self.seed, self.seed + num_seeds):
             self.say(f"{name}: seed {seed} ({seed - self.seed + 1} of {num_seeds}) at the learning rate {rate:g}")
-            runs.append(self._run(estimator, rate, seed, shares, self.seen, self.test))
+            runs.append(self._run("race", estimator, rate, seed=seed, shares=shares, cells=self.seen, scored=self.test))
             if np.isnan(runs[-1]["bound"]).all():
                 self.say(f"{name}: seed {seed} diverged at the learning rate {rate:g}")
         coordinates = {"seed": range(self.seed, self.seed + num_seeds), "share": [*shares]}
@@ -254,7 +255,15 @@ class _Track:
         return xr.Dataset(values, coords=coordinates)
 
     def _run(
-        self, estimator: Estimator, rate: float, seed: int, shares: Sequence[float], cells: Cells, scored: Cells
+        self,
+        stage: str,
+        estimator: Estimator,
+        rate: float,
+        *,
+        seed: int,
+        shares: Sequence[float],
+        cells: Cells,
+        scored: Cells,
     ) -> dict[str, list[float]]:
         """The bound, step and seconds at some shares of a run; NaN if it diverged."""
 
@@ -270,8 +279,9 @@ class _Track:
                 "seconds": [snapshot.seconds for snapshot in snapshots],
             }
 
-        what = "tuning" if scored is not self.test else "seed"
-        return self.ledger.measure(f"{_words(estimator)}, learning rate {rate!r}, {what} {seed}", measured)
+        if self.ledger is None:
+            return measured()
+        return self.ledger.measure(f"{stage}, {estimator!r}, learning rate {float(rate)!r}, seed {seed}", measured)
 
     def _bound(self, snapshot: Snapshot, estimator: Estimator, cells: Cells) -> float:
         fitted = Fit(

@@ -35,7 +35,8 @@ def clear_run(path: str | Path) -> None:
         FileExistsError: If `earlier_run` refuses the folder; nothing is removed then.
     """
     path = Path(path)
-    for name in earlier_run(path):
+    last = {"report.html": 1, "config.yaml": 2}  # what tells, until the end, whose folder it is
+    for name in sorted(earlier_run(path), key=lambda name: last.get(name, 0)):
         if name in FOLDERS:
             shutil.rmtree(path / name)
         else:
@@ -50,14 +51,28 @@ def earlier_run(path: str | Path) -> list[str]:
     """
     path = Path(path)
     found = [item.name for item in path.iterdir()] if path.exists() else []
-    foreign = [name for name in found if name not in (*FILES, *FOLDERS) and not _PART.fullmatch(name)]
-    if found and (foreign or "config.yaml" not in found):
+    whole = [name for name in found if not _PART.fullmatch(name)]
+    foreign = [name for name in whole if name not in (*FILES, *FOLDERS)]
+    if whole and (foreign or "config.yaml" not in whole):
         there = f"{', '.join(sorted(foreign)[:5])}, which no run has written" if foreign else "no config.yaml"
         raise FileExistsError(
             f"expected the folder of an earlier run to overwrite, {path} holds {there}; nothing was removed: name "
             "another folder"
         )
     return found
+
+
+def check_free(path: Path) -> None:
+    """Refuse a folder with files.
+
+    Raises:
+        FileExistsError: If it holds anything, so that no earlier run is overwritten.
+    """
+    if path.exists() and not all(_PART.fullmatch(item.name) for item in path.iterdir()):
+        raise FileExistsError(
+            f"expected a new or empty folder, {path} holds files; name another one with --folder, or replace an "
+            "earlier run with --overwrite"
+        )
 
 
 def is_unfinished(path: Path) -> bool:
@@ -73,16 +88,13 @@ class RunFolder:
         going_on: Whether the folder may hold files already, those of the same run.
 
     Raises:
-        FileExistsError: If it holds anything already, so that no earlier run is overwritten.
+        FileExistsError: As `check_free` does.
     """
 
     def __init__(self, path: str | Path, *, going_on: bool = False) -> None:
         self.path = Path(path)
-        if not going_on and self.path.exists() and any(self.path.iterdir()):
-            raise FileExistsError(
-                f"expected a new or empty folder, {self.path} holds files; name another one with --folder, or replace "
-                "an earlier run with --overwrite"
-            )
+        if not going_on:
+            check_free(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
 
     @classmethod
@@ -93,14 +105,23 @@ class RunFolder:
             FileExistsError: If it holds another job, or one that came to its end.
         """
         path = Path(path)
-        same = is_unfinished(path) and (path / "config.yaml").read_text() == _yaml(content)
-        out = cls(path, going_on=same)
+        unfinished = is_unfinished(path)
+        if unfinished:
+            found = _mapping(path / "config.yaml")
+            differ = [name for name in {**content, **found} if _yaml(found.get(name)) != _yaml(content.get(name))]
+            if differ:
+                raise FileExistsError(
+                    f"expected a new or empty folder, or one in which the same job was interrupted, {path} holds one "
+                    f"with another {', '.join(differ)}; give it what it was begun with, name another folder with "
+                    "--folder, or replace it with --overwrite"
+                )
+        out = cls(path, going_on=unfinished)
         out.config(content)
         return out
 
     def config(self, content: Mapping[str, Any]) -> Path:
         """Write the resolved configuration."""
-        return write_whole(self.path / "config.yaml", _yaml(content))
+        return write_whole(self.path / "config.yaml", _yaml(dict(content)))
 
     def metrics(self, table: pd.DataFrame) -> Path:
         """Write a table of scores, or the history of a run."""
@@ -115,7 +136,8 @@ class RunFolder:
         return write_whole(self.path / f"{name}.csv", table.to_csv())
 
     def model(self, fit: Fit, name: str = "model") -> Path:
-        """Save the fit."""
+        """Save the fit, in place of one that was there."""
+        shutil.rmtree(self.path / name, ignore_errors=True)
         return fit.save(self.path / name)
 
     def cells(self, adata: AnnData) -> Path:
@@ -132,5 +154,14 @@ class RunFolder:
         return path
 
 
-def _yaml(content: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(content), sort_keys=False)
+def _yaml(content: Any) -> str:
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """What a file says, if it is YAML of a mapping."""
+    try:
+        found = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError:
+        return {}
+    return found if isinstance(found, dict) else {}

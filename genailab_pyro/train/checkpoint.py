@@ -80,10 +80,11 @@ def read_run(folder: Path, cells: Cells, penalties: Sequence[Penalty]) -> dict[s
 
 
 def fingerprint(cells: Cells) -> str:
-    """A digest of the names, totals, libraries and conditions of some cells, in their order."""
-    digest = hashlib.sha256("\n".join(cells.obs_names).encode())
-    for values in (cells.totals, cells.library, cells.conditions, cells.continuous):
-        digest.update(values.tobytes())
+    """A digest of the genes, and of each cell's name, total, library, conditions and label, in their order."""
+    digest = hashlib.sha256("\n".join((*cells.registration.genes, *cells.obs_names)).encode())
+    for values in (cells.totals, cells.library, cells.conditions, cells.continuous, cells.labels):
+        if values is not None:
+            digest.update(values.tobytes())
     return digest.hexdigest()
 
 
@@ -108,13 +109,24 @@ def write_parts(
     """
     return {
         "format": FORMAT,
-        "vae": vae.declaration(),
-        "precision": str(next(vae.parameters()).dtype).removeprefix("torch."),
-        "frozen": [name for name, parameter in vae.named_parameters() if not parameter.requires_grad],
+        **declared_model(vae),
         "registration": registration.to_json(),
         "estimator": asdict(estimator),
         "training": training.to_json(),
         "seed": seed,
+    }
+
+
+def declared_model(vae: VAE) -> dict[str, Any]:
+    """The VAE without its weights, its precision, and which of its weights are frozen, as plain JSON types.
+
+    Raises:
+        TypeError: If a part of the model cannot be declared by an import path and plain arguments.
+    """
+    return {
+        "vae": vae.declaration(),
+        "precision": str(next(vae.parameters()).dtype).removeprefix("torch."),
+        "frozen": [name for name, parameter in vae.named_parameters() if not parameter.requires_grad],
     }
 
 

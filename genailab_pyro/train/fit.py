@@ -149,24 +149,30 @@ def resume(
 
 
 def fit_whole(
-    vae: VAE, cells: Cells, estimator: str | Estimator = "pathwise", *, run_folder: Path, **options: Any
+    vae: VAE,
+    cells: Cells,
+    estimator: str | Estimator = "pathwise",
+    *,
+    run_folder: Path,
+    training: Training,
+    seed: int,
+    progress: bool,
 ) -> Fit:
     """Train to the end, going on with what an interrupted call has left in the folder: part of a longer job.
 
-    Args:
-        vae: As for `fit`, and the same as in the call that was interrupted, as all of these are.
-        cells: Registered cells.
-        estimator: A name, or an `Estimator`.
-        run_folder: Where each epoch leaves its state.
-        options: Further arguments of `fit`; of a run that goes on only ``progress`` is looked at.
+    The arguments are those of `fit`. A run that goes on is as it was begun: it is the job that compares what it is
+    asked for with what it was asked for then.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C; a fit so far would pass for one that is whole.
+        ValueError: If the run was begun with other cells.
     """
-    if (run_folder / RUN).is_file():
-        fitted = resume(run_folder, cells, progress=options.get("progress", True))
-    else:
-        fitted = fit(vae, cells, estimator, run_folder=run_folder, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "training was interrupted")  # it tells of a fit that nobody gets
+        if (run_folder / RUN).is_file():
+            fitted = resume(run_folder, cells, progress=progress)
+        else:
+            fitted = fit(vae, cells, estimator, run_folder=run_folder, training=training, seed=seed, progress=progress)
     if fitted.interrupted:
         raise KeyboardInterrupt
     return fitted

@@ -385,18 +385,30 @@ class TestARaceThatWasInterrupted:
             ({"max_epochs": 5}, "training settings"),
             ({"held_out": 0.3}, "cells, held-out cells"),
             ({"num_particles": 4}, "points and particles"),
-            ({"vae": "zero-inflated"}, "model"),
+            ({"vae": "zero-inflated"}, "vae, weights"),
+            ({"warmup": glp.Warmup(length=1)}, "training settings"),
         ],
     )
     def test_is_not_taken_for_another(self, run, tmp_path, change, named):
-        run(["pathwise"], run_folder=tmp_path)
+        run(["pathwise"], run_folder=tmp_path, warmup=glp.Warmup(length=1.0))  # the whole run, not one step
+        change = {"warmup": glp.Warmup(length=1.0), **change}
         with pytest.raises(ValueError, match=f"to be of the same {named}, got those of others"):
             run(["pathwise"], run_folder=tmp_path, **change)
 
-    def test_is_another_by_other_weights(self, run, vaes, tmp_path):
+    def test_is_another_by_what_the_weights_do_not_tell(self, run, cells, vaes, tmp_path):
         run(["pathwise"], run_folder=tmp_path)
-        other = copy.deepcopy(vaes["plain"])
+        weights, frozen = copy.deepcopy(vaes["plain"]), copy.deepcopy(vaes["plain"])
         with torch.no_grad():
-            next(other.parameters()).add_(1e-3)
-        with pytest.raises(ValueError, match="to be of the same model"):
-            run(["pathwise"], vae=other, run_folder=tmp_path)
+            next(weights.parameters()).add_(1e-3)
+        next(frozen.decoder.parameters()).requires_grad_(False)
+        dropout = glp.CVAE_NB.from_registration(cells, latent_dim=3, hidden_dims=[16], dropout=0.5)
+        dropout.load_state_dict(vaes["plain"].state_dict())
+        for vae, named in ((weights, "weights"), (frozen, "frozen"), (dropout, "vae")):
+            with pytest.raises(ValueError, match=f"to be of the same {named}, got"):
+                run(["pathwise"], vae=vae, run_folder=tmp_path)
+
+    @pytest.mark.parametrize("content", ["{}", '{"of": [], "measured": {}}', '{"of": {}}', "no JSON"])
+    def test_says_that_its_file_is_damaged(self, run, tmp_path, content):
+        (tmp_path / "runs.json").write_text(content)
+        with pytest.raises(ValueError, match="the file is damaged"):
+            run(["pathwise"], run_folder=tmp_path)

@@ -244,6 +244,15 @@ def test_other_cells_are_refused(whole, adata):
     assert glp.train.checkpoint.fingerprint(first[0]) != glp.train.checkpoint.fingerprint(second[0])
 
 
+def test_other_labels_are_other_cells():
+    adata = glp.data.simulate(40, 10, num_types=2, seed=0).adata
+    known = glp.register(adata, labels="cell_type")
+    adata.obs["cell_type"] = adata.obs["cell_type"].to_numpy()[::-1]
+    fingerprint = glp.train.checkpoint.fingerprint
+    assert fingerprint(known) != fingerprint(glp.register(adata, labels="cell_type"))
+    assert fingerprint(known) != fingerprint(glp.register(adata[:, ::-1].copy(), labels="cell_type"))
+
+
 def renamed(adata):
     copy = adata.copy()
     copy.obs_names = [f"other{name}" for name in copy.obs_names]

@@ -71,7 +71,7 @@ assert free.elbo < found[1.0].elbo - 2
 # %% [markdown]
 # ## 3. A high floor
 #
-# Each of the six holds 1 nat at least, so the cell holds 6. On the test cells it is a little off,
+# Each of the six holds 1 nat at least, so a cell holds 6 on average. On the test cells it is a little off,
 # since the floor is under the means of the minibatches in training.
 
 # %%
