@@ -113,7 +113,8 @@ def run_comparison(
     if overwrite:
         clear_run(folder)
     path = "pbmc68k" if settings.path is None else str(Path(settings.path).resolve())
-    what = {"data": {**asdict(settings), "path": path}, "cells": fingerprint(cells), "model": asdict(model)}
+    columns = {name: getattr(settings, name) for name in ("counts", "conditions", "continuous", "size_factor")}
+    what = {"data": {"path": path, **columns}, "cells": fingerprint(cells), "model": asdict(model)}
     how = {"estimators": [*named], "num_draws": num_draws, "race": num_seeds, "training": training.to_json()}
     out = RunFolder.of(folder, {**what, **how, "seed": seed})
     saved = out.path / "comparison.nc"

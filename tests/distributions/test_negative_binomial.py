@@ -242,7 +242,8 @@ def test_particles_share_what_does_not_depend_on_them(gradient_arguments):
     counts, log_mean, log_theta = gradient_arguments
     together = NegativeBinomial(log_mean, log_theta).log_prob(counts)
     for particle, row in enumerate(together):
-        assert torch.equal(row, NegativeBinomial(log_mean[particle], log_theta).log_prob(counts))
+        alone = NegativeBinomial(log_mean[particle], log_theta).log_prob(counts)
+        torch.testing.assert_close(row, alone, rtol=1e-12, atol=1e-14)  # a processor may round others at the ends
 
 
 def test_mean_is_exactly_the_exponential_and_variance_overflows_only_with_its_value():
