@@ -72,7 +72,7 @@ def test_a_page_opens_whole(page, site, name):
         assert page.locator("mjx-container").count() >= page.locator(".math").count()
         assert page.locator("mjx-merror").count() == 0
     text = page.inner_text("article, main, body")
-    assert page.locator(".output.traceback, .cell_output .highlight-pytb").count() == 0
+    assert page.locator(".output.traceback, .output.stderr, .cell_output .highlight-pytb").count() == 0
     assert not [token for token in (r"\mathrm", r"\frac", r"\begin{", "$$") if token in text]
     broken = page.evaluate("[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => i.src)")
     assert broken == []

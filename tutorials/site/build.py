@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.cache is not None:
             command += ["-D", "nb_execution_mode=cache", "-D", f"nb_execution_cache_path={options.cache.resolve()}"]
         environment = {"PICTURES": str(pages / "pictures"), "MPLBACKEND": "agg"}
+        environment["PYTHONWARNINGS"] = "ignore:IProgress not found"  # no page has a progress bar
         if options.jobs > 1:
             environment["OMP_NUM_THREADS"] = "1"
         built = subprocess.run(
