@@ -95,7 +95,15 @@ class Job:
         return load_model(self.model), read_cells(self.data)
 
     def begin(self, name: str, settings: Mapping[str, Any]) -> RunFolder:
-        """The folder with its configuration: a new one, or that in which the same job was interrupted."""
+        """The folder with its configuration: a new one, or that in which the same job was interrupted.
+
+        Args:
+            name: Name of the application.
+            settings: What it was asked for, in types that YAML holds.
+
+        Raises:
+            FileExistsError: If the folder holds another job, or one that came to its end.
+        """
         if self.overwrite:
             clear_run(self.folder)
         read = {"model": self.model, "data": self.data}
@@ -116,7 +124,16 @@ def finish(
     cells: AnnData | None = None,
     trained: Fit | None = None,
 ) -> ApplicationResult:
-    """Write the folder; the report comes last, as the sign that all of it is there."""
+    """Write the folder; the report comes last, as the sign that all of it is there.
+
+    Args:
+        out: The folder, as `Job.begin` gives it.
+        report: The report.
+        told: What its sections found, and their figures.
+        tables: Tables, by the names of their files.
+        cells: Annotated cells.
+        trained: A model that the application has trained.
+    """
     for title, table in tables.items():
         out.table(title, table)
     if trained is not None:

@@ -21,7 +21,7 @@ from genailab_pyro.data.registration import register
 from genailab_pyro.data.validation import suggestion
 from genailab_pyro.evaluation import Estimate, compare_models
 from genailab_pyro.files import whole
-from genailab_pyro.report.folder import RunFolder, clear_run
+from genailab_pyro.report.folder import RunFolder, check_free, clear_run, is_unfinished
 from genailab_pyro.report.run import Findings, map_cells, run_card, run_report
 from genailab_pyro.train.diagnosis import Diagnosis
 from genailab_pyro.train.fit import fit, resume
@@ -302,14 +302,13 @@ def score(
 
 
 def _check_free(folder: Path) -> None:
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    begun = (folder / "state" / "run.json").exists() and not (folder / "report.html").exists()
-    advice = f"go on with the run in it by 'genailab-pyro resume {folder}', " if begun else ""
-    raise FileExistsError(
-        f"expected a new or empty folder, {folder} holds files; {advice}name another one with --folder, or replace an "
-        "earlier run with --overwrite"
-    )
+    """Refuse a folder with files, and tell how to go on with a run that was interrupted there."""
+    try:
+        check_free(folder)
+    except FileExistsError as error:
+        if not is_unfinished(folder) or not (folder / "state" / "run.json").exists():
+            raise
+        raise FileExistsError(f"{error}, or go on with the run in it by 'genailab-pyro resume {folder}'") from None
 
 
 def _device(name: str | None) -> str | None:

@@ -228,6 +228,8 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_stopped(run_folder, data, t
     )
     assert f"go on with: genailab-pyro resume {folder}" in message
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "state"}
+    again = refused("fit", data, "--folder", folder)
+    assert f"--overwrite, or go on with the run in it by 'genailab-pyro resume {folder}'" in again
     passed("resume", folder, "--quiet")
     assert same(weights(folder), weights(run_folder))
     assert (folder / "scores.csv").read_text() == (run_folder / "scores.csv").read_text()
@@ -245,7 +247,9 @@ def test_resume_says_when_there_is_nothing_to_go_on_with(run_folder, tmp_path):
 
 def test_a_folder_with_files_is_not_written_to(run_folder, data, tmp_path):
     before = (run_folder / "config.yaml").read_bytes()
-    assert "name another one with --folder" in refused("fit", data, "--folder", run_folder)
+    message = refused("fit", data, "--folder", run_folder)
+    assert "name another one with --folder" in message
+    assert "go on" not in message
     assert (run_folder / "config.yaml").read_bytes() == before
     (tmp_path / "notes.txt").write_text("mine")
     inside = refused("fit", run_folder / "cells.h5ad", "--folder", run_folder, "--overwrite")
@@ -524,9 +528,9 @@ def test_an_interrupted_comparison_goes_on_with_the_same_command(data, tmp_path,
     assert "go on with the same command" in message
     measured = folder / "state" / "runs.json"
     before = json.loads(measured.read_text())["measured"]
-    assert "one with another race; give it" in refused(*options, "--race", 3, "--quiet")
+    assert "one that differs in race; give it" in refused(*options, "--race", 3, "--quiet")
     anndata.read_h5ad(data)[:-1].write_h5ad(file)
-    assert "one with another cells; give it" in refused(*options, "--race", 2, "--quiet")
+    assert "one that differs in cells; give it" in refused(*options, "--race", 2, "--quiet")
     shutil.copy(data, file)
     (folder / "comparison.csv").unlink()
     with monkeypatch.context() as patched:

@@ -128,7 +128,7 @@ def test_an_interrupted_recovery_is_not_scored_and_goes_on_with_the_same_command
     assert {path.name for path in folder.iterdir()} == {"config.yaml", "state"}
     other = ("integrate", files / "model", files / "cells.h5ad", "--batch", "batch", "--folder", folder)
     assert "holds files" in refused(*other)
-    assert "holds one with another seed; give it what it was begun with" in refused(*options, "--seed", 1)
+    assert "holds one that differs in seed; give it what it was begun with" in refused(*options, "--seed", 1)
     assert "expected a run in" in refused("resume", folder)
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "cells", stop)

@@ -378,7 +378,7 @@ assert abs(zinb_gain[0]) < 0.01 * abs(bound), "ZINB changes the bound by less th
 assert theta_gain[0] - zinb_gain[0] > 5 * theta_gain[1], "a freer theta explains more"
 
 # %% [markdown]
-# ZINB changes it by less than 1 %. Do not read it as evidence for lost counts: it has a second
+# ZINB changes the bound by less than 1 %. Do not read it as evidence for lost counts: it has a second
 # head per gene that follows the latent, and any freedom in how counts scatter helps a model that
 # is still learning its $\theta$. The same freedom given to $\theta$ gains several times as much.
 # So: **start with NB; take ZINB when the zeros that the fit expects fall short of those that are

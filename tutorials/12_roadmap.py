@@ -65,7 +65,7 @@ SEED = 0
 # Let $j$ be a group of cells, such as a donor or a type, and $\eta_{jg} = \log \rho_{jg}$ the log
 # share of gene g in it. Three ways:
 #
-# - **apart**: each group by itself. Drawn to nobody, and wild where a group has few cells;
+# - **apart**: each group by itself. Not drawn to the others, and wild where a group has few cells;
 # - **as one**: one value for all. Calm, and wrong where groups differ;
 # - **shared prior**: $\eta_{jg} \sim \mathcal{N}(m_g, \tau^2)$, where $m_g$ and $\tau$ are
 #   learned from all groups.
@@ -308,7 +308,7 @@ assert abs(one.mean(0)).max() < 1e-5  # centred
 # E[\rho \mid do(t)] = \sum_c E[\rho \mid t, c]\, p(c) .
 # $$
 #
-# The second holds if c is all that treatment and outcome have in common (and is not itself changed
+# The second holds if c holds all common causes of treatment and outcome (and is not itself changed
 # by the treatment), and if each c can be in either arm, $0 < p(t \mid c) < 1$. The two differ where
 # the arms hold other cells. Below, cells are kept so that the odds of being
 # treated differ by a factor of 16 between the first type and the last. The true effect is known.

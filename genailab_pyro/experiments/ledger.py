@@ -28,7 +28,7 @@ class Ledger:
         before, measured = found.get("of"), found.get("measured")
         if not isinstance(before, dict) or not isinstance(measured, dict):
             raise ValueError(f"expected measurements in {path}, got something else; the file is damaged")
-        differ = [name for name, value in of.items() if json.dumps(before.get(name)) != json.dumps(value)]
+        differ = [name for name, value in of.items() if _json(before.get(name)) != _json(value)]
         if differ:
             raise ValueError(
                 f"expected the measurements in {path} to be of the same {', '.join(differ)}, got those of others; name "
@@ -44,3 +44,7 @@ class Ledger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, self.content)
         return measured[name]
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -101,6 +101,10 @@ class RunFolder:
     def of(cls, path: str | Path, content: Mapping[str, Any]) -> "RunFolder":
         """The folder of a job with a configuration: a new one, or that in which the same job was interrupted.
 
+        Args:
+            path: The folder.
+            content: The configuration, in types that YAML holds; two jobs are the same if all of it is.
+
         Raises:
             FileExistsError: If it holds another job, or one that came to its end.
         """
@@ -112,7 +116,7 @@ class RunFolder:
             if differ:
                 raise FileExistsError(
                     f"expected a new or empty folder, or one in which the same job was interrupted, {path} holds one "
-                    f"with another {', '.join(differ)}; give it what it was begun with, name another folder with "
+                    f"that differs in {', '.join(differ)}; give it what it was begun with, name another folder with "
                     "--folder, or replace it with --overwrite"
                 )
         out = cls(path, going_on=unfinished)

@@ -372,6 +372,11 @@ class TestARaceThatWasInterrupted:
         assert len(trained_on) == 4
         assert more.dataset.sizes["seed"] == 2
 
+    def test_does_not_take_a_run_of_the_tuning_for_one_of_the_race(self, run, tmp_path):
+        run(["pathwise"], run_folder=tmp_path, learning_rates=RATES)
+        again, fresh = (run(["pathwise"], run_folder=folder, seed=1_000) for folder in (tmp_path, None))
+        xr.testing.assert_identical(again.dataset.drop_vars("seconds"), fresh.dataset.drop_vars("seconds"))
+
     def test_keeps_that_a_run_diverged(self, run, tmp_path, trained_on):
         for _ in range(2):
             with np.errstate(all="ignore"):
@@ -385,6 +390,7 @@ class TestARaceThatWasInterrupted:
             ({"max_epochs": 5}, "training settings"),
             ({"held_out": 0.3}, "cells, held-out cells"),
             ({"num_particles": 4}, "points and particles"),
+            ({"num_points": 3}, "points and particles"),
             ({"vae": "zero-inflated"}, "vae, weights"),
             ({"warmup": glp.Warmup(length=1)}, "training settings"),
         ],

@@ -27,7 +27,7 @@ def test_a_job_goes_on_in_its_folder(folder):
 )
 def test_another_job_is_refused_by_what_differs(folder, change, named):
     before = (folder / "config.yaml").read_text()
-    with pytest.raises(FileExistsError, match=f"holds one with another {named}; give it what it was begun with"):
+    with pytest.raises(FileExistsError, match=f"holds one that differs in {named}; give it what it was begun with"):
         RunFolder.of(folder, {**CONTENT, **change})
     assert (folder / "config.yaml").read_text() == before
 
@@ -35,7 +35,7 @@ def test_another_job_is_refused_by_what_differs(folder, change, named):
 @pytest.mark.parametrize("content", [b"- 1", b"{", b"\xff\xfe\x00", b""])
 def test_a_configuration_of_nobody_is_of_another_job(folder, content):
     (folder / "config.yaml").write_bytes(content)
-    with pytest.raises(FileExistsError, match="another data, length, seed"):
+    with pytest.raises(FileExistsError, match="differs in data, length, seed"):
         RunFolder.of(folder, CONTENT)
 
 
