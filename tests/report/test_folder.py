@@ -32,6 +32,11 @@ def test_another_job_is_refused_by_what_differs(folder, change, named):
     assert (folder / "config.yaml").read_text() == before
 
 
+def test_a_job_that_was_asked_for_more_is_another(folder):
+    with pytest.raises(FileExistsError, match="holds one that differs in length; give it what it was begun with"):
+        RunFolder.of(folder, {name: value for name, value in CONTENT.items() if name != "length"})
+
+
 @pytest.mark.parametrize("content", [b"- 1", b"{", b"\xff\xfe\x00", b""])
 def test_a_configuration_of_nobody_is_of_another_job(folder, content):
     (folder / "config.yaml").write_bytes(content)
